@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The filter instances_for: the entries of rig_instances that one engine's role has to look after. (glue)"""
+"""The filter instances_for: the entries of rig_instances that one engine's role has to run. (glue)"""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.gpurig.llm.plugins.module_utils import placement
 
 
@@ -26,9 +25,10 @@ def instances_for(instances: Any, engine: str, models: Any) -> list[dict[str, ob
         if not isinstance(model, Mapping):
             raise AnsibleFilterError(f"rig_models.{name}: found '{model}', needed a mapping")
     try:
-        return placement.instances_for(instances, models, engine)
+        chosen: list[dict[str, object]] = placement.instances_for(instances, models, engine)
     except placement.PlacementError as error:
         raise AnsibleFilterError(str(error)) from error
+    return chosen
 
 
 class FilterModule:

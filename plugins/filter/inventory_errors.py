@@ -6,19 +6,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ansible.errors import AnsibleError, AnsibleFilterError
-
 from ansible_collections.gpurig.llm.plugins.module_utils.schema import PREFIX, Unreadable, validate
+from jinja2 import StrictUndefined, UndefinedError
 
 
-def _plain(value: object) -> object:
-    """`value` with Ansible's lazy containers turned into dicts and lists, which renders every template inside."""
+def _rendered(container: Any, key: Any) -> object:
+    """`container[key]` as plain data. Ansible renders a value when it is taken out; one that fails is Unreadable."""
+    try:
+        value = container[key]
+        if isinstance(value, StrictUndefined):
+            str(value)  # raises, and only then says what is undefined
+    except (AnsibleError, UndefinedError) as error:
+        return Unreadable(f"its template cannot be rendered: {error.__cause__ or error}")
     if isinstance(value, Mapping):
-        return {key: _plain(value[key]) for key in value}
+        return {name: _rendered(value, name) for name in value}
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
-        return [_plain(item) for item in value]
-    return value
+        return [_rendered(value, number) for number in range(len(value))]
+    plain: object = value
+    return plain
 
 
 def inventory_errors(variables: object) -> list[str]:
@@ -28,15 +36,9 @@ def inventory_errors(variables: object) -> list[str]:
             "inventory_errors takes the variables of one host: "
             "hostvars[inventory_hostname] | gpurig.llm.inventory_errors"
         )
-    rig: dict[str, object] = {}
-    for name in variables:
-        if not (isinstance(name, str) and name.startswith(PREFIX)):
-            continue
-        try:
-            rig[name] = _plain(variables[name])
-        except AnsibleError as error:
-            rig[name] = Unreadable(f"cannot be rendered: {error}")
-    return validate(rig)
+    ours = [name for name in variables if isinstance(name, str) and name.startswith(PREFIX)]
+    problems: list[str] = validate({name: _rendered(variables, name) for name in ours})
+    return problems
 
 
 class FilterModule:

@@ -11,7 +11,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 from ansible_collections.gpurig.llm.plugins.module_utils.llama_args import llama_argv
 from ansible_collections.gpurig.llm.plugins.module_utils.lockfile import lock_id, parse
-from ansible_collections.gpurig.llm.plugins.module_utils.report import report_lines
+from ansible_collections.gpurig.llm.plugins.module_utils.report import report_text
 
 
 def lock_info(text: str) -> dict[str, Any]:
@@ -73,5 +73,5 @@ class FilterModule:
             "models_found": models_found,
             "llama_argv": llama_arguments,
             "report_rows": report_rows,
-            "report_lines": report_lines,
+            "report_text": report_text,
         }

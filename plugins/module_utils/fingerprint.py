@@ -51,11 +51,16 @@ def describe(path: str) -> list[str | int]:
     return ["stat", seen.st_size, seen.st_mtime_ns]
 
 
+def parts(record_path: str, inputs: Iterable[str]) -> dict[str, str]:
+    """Return {path: what it is now, as one text} of the spec record and of every input, to say later what changed."""
+    found = {path: " ".join(map(str, describe(path))) for path in sorted(set(inputs))}
+    content = _content(record_path)
+    return {**found, record_path: f"content {content}" if content else "missing"}
+
+
 def fingerprint(record_path: str, inputs: Iterable[str]) -> str:
     """Return the SHA-256 (64 hex digits) of the spec record's bytes and of every input's state.
 
     The order of the inputs and repeated ones make no difference. A record that cannot be read counts as missing.
     """
-    parts = [["record", _content(record_path) or "missing"]]
-    parts += [[path, *describe(path)] for path in sorted(set(inputs))]  # type: ignore[list-item]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(parts(record_path, inputs), sort_keys=True).encode()).hexdigest()

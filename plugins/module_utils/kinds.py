@@ -31,6 +31,7 @@ class Capabilities:
     """What a host kind may do. Roles read these, never the kind."""
 
     service_manager: str  # systemd or supervisord
+    can_install_packages: bool
     can_reboot: bool
     can_install_driver: bool
     can_set_power: bool
@@ -40,6 +41,7 @@ class Capabilities:
 KINDS: dict[str, Capabilities] = {
     "metal": Capabilities(
         service_manager="systemd",
+        can_install_packages=True,
         can_reboot=True,
         can_install_driver=True,
         can_set_power=True,
@@ -47,6 +49,7 @@ KINDS: dict[str, Capabilities] = {
     ),
     "vm": Capabilities(
         service_manager="systemd",
+        can_install_packages=True,
         can_reboot=True,
         can_install_driver=True,
         can_set_power=False,  # the owner of the machine sets it, unless the inventory says otherwise
@@ -54,6 +57,7 @@ KINDS: dict[str, Capabilities] = {
     ),
     "pod": Capabilities(
         service_manager="supervisord",
+        can_install_packages=True,
         can_reboot=False,
         can_install_driver=False,
         can_set_power=False,
@@ -61,6 +65,7 @@ KINDS: dict[str, Capabilities] = {
     ),
     "sandbox": Capabilities(
         service_manager="supervisord",
+        can_install_packages=False,
         can_reboot=False,
         can_install_driver=False,
         can_set_power=False,
@@ -68,7 +73,7 @@ KINDS: dict[str, Capabilities] = {
     ),
 }
 
-OVERRIDABLE = ("can_reboot", "can_install_driver", "can_set_power", "container_engine")
+OVERRIDABLE = ("can_install_packages", "can_reboot", "can_install_driver", "can_set_power", "container_engine")
 
 # Where a virtual machine names itself (the table of systemd's virt.c, without the vendors that also make hardware;
 # Amazon's metal instances carry the vendor of its virtual ones, so there the processor's flag decides).
@@ -243,7 +248,10 @@ def decide(
         raise KindError("rig_kind auto: the host does not tell what it is.", [_undetected(evidence), *problems])
 
     known = {key: value for key, value in wanted.items() if key in OVERRIDABLE}
-    capabilities = dataclasses.replace(KINDS[kind], **known)  # type: ignore[arg-type]
+    given = KINDS[kind]
+    if evidence.euid != 0:
+        given = dataclasses.replace(given, can_install_packages=False)
+    capabilities = dataclasses.replace(given, **known)  # type: ignore[arg-type]
     problems += _rights_problems(kind, capabilities, evidence, set(known))
     try:
         layout = layout_for(kind, root, evidence.home, evidence.xdg_data_home, evidence.euid)
@@ -307,14 +315,13 @@ def mount_of(path: str, mounts: Sequence[Mount]) -> Mount | None:
 
 
 def _heading(declared: str, kind: str) -> str:
-    if declared == AUTO:
-        return f"The host was detected as {kind} (rig_kind auto), and cannot carry it."
-    return f"rig_kind says {kind}, and the host contradicts it."
+    how = "detected" if declared == AUTO else "declared by rig_kind"
+    return f"This host cannot be used as {kind} ({how})."
 
 
 def _bad_override(key: str) -> str:
     return (
-        f"capabilities: found the key {key!r}. Needed: keys of {', '.join(OVERRIDABLE)} only"
+        f"rig_capabilities: found the key {key!r}. Needed: keys of {', '.join(OVERRIDABLE)} only"
         + (" (the service manager follows the kind)" if key == "service_manager" else "")
         + ". Remedy: correct or remove it."
     )
@@ -424,7 +431,7 @@ def _rights_problems(kind: str, capabilities: Capabilities, evidence: Evidence, 
         problems.append(
             f"can_install_driver: {kind} claims it, and root may not load kernel modules here (CAP_SYS_MODULE is "
             f"missing; marks of a container: {', '.join(evidence.container_marks) or 'none'}). Needed: that right, or "
-            "the word that the driver is not ours. Remedy: set capabilities: {can_install_driver: false} for this "
+            "the word that the driver is not ours. Remedy: set rig_capabilities: {can_install_driver: false} for this "
             "host, or rig_kind: pod."
         )
     return problems
@@ -512,11 +519,13 @@ def _capability_witnesses(
         witnesses = [Witness(f"kind {kind}", str(value).lower())]
         if name == "service_manager":
             witnesses += _systemd_witnesses(evidence)
+        if name == "can_install_packages":
+            witnesses.append(Witness("effective uid", str(evidence.euid)))
         if name == "can_install_driver" and evidence.module_rights is not None:
             right = "held" if evidence.module_rights else "missing"
             witnesses.append(Witness("/proc/self/status", f"CAP_SYS_MODULE {right}"))
         if name in overrides:
-            witnesses.append(Witness("capabilities (inventory)", str(overrides[name]).lower()))
+            witnesses.append(Witness("rig_capabilities", str(overrides[name]).lower()))
         found[name] = tuple(witnesses)
     return found
 

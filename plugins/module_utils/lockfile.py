@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import operator
 import re
 from collections.abc import Callable, Iterable, Iterator
 
@@ -34,6 +35,15 @@ _REQUIREMENT = re.compile(
 _HASH = re.compile(r"--hash[=\s]\s*(?P<hash>\S+)")
 _HASH_LENGTHS = {"sha256": 64, "sha384": 96, "sha512": 128}
 _CLAUSE = re.compile(r"^(?P<operator>==|!=|>=|<=|>|<)?\s*(?P<version>\d+(?:\.\d+){0,2})(?P<any>\.\*)?$")
+
+_OPERATORS: dict[str, Callable[[tuple[int, ...], tuple[int, ...]], bool]] = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+}
 
 
 class SpecError(ValueError):
@@ -111,30 +121,26 @@ def parse(text: str) -> Lock:
 def matches(version: Iterable[int], spec: str) -> bool:
     """Whether a Python of this version, for example (3, 12, 1), is what `spec` asks for.
 
-    `spec`: clauses with == != >= <= > < between commas, all of which must hold. A version alone or after == or !=
-    means everything below it when it has fewer than three numbers: `3.12`, `==3.12` and `==3.12.*` all take 3.12.1.
+    `spec`: clauses with == != >= <= > < between commas, all of which must hold. A version of fewer than three numbers
+    stands for all releases below it: `3.12`, `==3.12`, `==3.12.*` and `<=3.12` take 3.12.1, `>3.12` does not.
     An empty spec takes every version. Raises SpecError.
     """
-    numbers = _padded(tuple(version))
-    return all(holds(numbers) for holds in _clauses(spec))
+    numbers = tuple(version)
+    clauses = [_read_clause(clause, spec) for clause in _split(spec)]
+    return all(_OPERATORS[wanted](numbers[: len(bound)], bound) for wanted, bound in clauses)
 
 
 def check_spec(spec: str) -> None:
     """Raise SpecError when `matches` could not read this spec."""
-    for _clause in _clauses(spec):
-        pass
+    matches((), spec)
 
 
 def for_uv(spec: str) -> str:
-    """The same wish as uv's --python understands it; uv takes `==3.12` for 3.12.0 alone, we take it for all of 3.12."""
-    clauses = [clause.strip() for clause in spec.split(",") if clause.strip()]
-    bare = [clause[2:] if clause.startswith("==") else clause for clause in clauses]
-    if len(clauses) == 1 and bare[0][:1].isdigit():
-        return bare[0].strip().removesuffix(".*")
-    return ",".join(
-        f"{clause}.*" if clause[:2] in {"==", "!="} and clause.count(".") < 2 and not clause.endswith("*") else clause
-        for clause in (f"=={clause}" if clause[0].isdigit() else clause for clause in clauses)
-    )
+    """The same wish in uv's words (PEP 440, where `==3.12` is 3.12.0 alone and `<=3.12` leaves 3.12.1 out)."""
+    clauses = [_read_clause(clause, spec) for clause in _split(spec)]
+    if len(clauses) == 1 and clauses[0][0] == "==":
+        return ".".join(map(str, clauses[0][1]))
+    return ",".join(_pep440(wanted, numbers) for wanted, numbers in clauses)
 
 
 def _headers(text: str, problems: list[str]) -> dict[str, str]:
@@ -173,7 +179,7 @@ def _header_problem(key: str, equals: str, value: str, repeated: bool) -> str:
 
 
 def _logical_lines(text: str) -> Iterator[tuple[int, str]]:
-    """Requirement lines with their continuation lines joined and comments taken out, each with its first line's number."""
+    """Requirements, each on one line and without comments, with the number of the line that it begins in."""
     started, joined = 0, ""
     for number, raw in enumerate(text.splitlines(), 1):
         # A comment starts at the line's begin or after a blank, as pip and uv read it.
@@ -200,7 +206,7 @@ def _requirement(line: str) -> tuple[str, str, bool] | str:
     if "--" in rest:
         return f"{rest.split()[0]} has an option besides --hash; take it out"
     found = _REQUIREMENT.match(rest)
-    if found is None or (found["operator"] == "===" and not found["version"]):
+    if found is None:
         return f"{rest!r} is not pinned to one version; needed: name==version"
     for one in hashes:
         algorithm, _colon, digits = one.partition(":")
@@ -211,33 +217,24 @@ def _requirement(line: str) -> tuple[str, str, bool] | str:
     return normalized(found["name"]), found["version"], bool(found["marker"])
 
 
-def _padded(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    return (numbers + (0, 0, 0))[:3]
+def _split(spec: str) -> list[str]:
+    return [clause.strip() for clause in spec.split(",")] if spec.strip() else []
 
 
-def _clauses(spec: str) -> Iterator[Callable[[tuple[int, ...]], bool]]:
-    for text in spec.split(","):
-        clause = text.strip()
-        if clause or "," in spec:
-            yield _clause(clause, spec)
-
-
-def _clause(clause: str, spec: str) -> Callable[[tuple[int, ...]], bool]:
+def _read_clause(clause: str, spec: str) -> tuple[str, tuple[int, ...]]:
     found = _CLAUSE.match(clause)
     if found is None or (found["any"] and found["operator"] not in {None, "==", "!="}):
         raise SpecError(
             f"the Python version {spec!r} cannot be read at {clause!r}; "
             "needed: a version (3.12, 3.12.1) or clauses like >=3.10,<3.15"
         )
-    numbers = tuple(int(part) for part in found["version"].split("."))
-    full, length = _padded(numbers), len(numbers)
-    operator = found["operator"] or "=="
-    if operator in {"==", "!="}:
-        return lambda version: (version[:length] == numbers) is (operator == "==")
-    compare: dict[str, Callable[[tuple[int, ...]], bool]] = {
-        ">=": lambda version: version >= full,
-        "<=": lambda version: version <= full,
-        ">": lambda version: version > full,
-        "<": lambda version: version < full,
-    }
-    return compare[operator]
+    return found["operator"] or "==", tuple(int(part) for part in found["version"].split("."))
+
+
+def _pep440(wanted: str, numbers: tuple[int, ...]) -> str:
+    if len(numbers) == 3 or wanted in {">=", "<"}:
+        return wanted + ".".join(map(str, numbers))
+    if wanted in {"==", "!="}:
+        return wanted + ".".join(map(str, numbers)) + ".*"
+    following = ".".join(map(str, (*numbers[:-1], numbers[-1] + 1)))
+    return {"<=": "<", ">": ">="}[wanted] + following

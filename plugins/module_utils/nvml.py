@@ -20,11 +20,10 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .gpu_model import READ_BACK_TOLERANCE_MW, Card, Process, Unavailable, UnreachableCard, normalize_pci
+from .gpu_model import READ_BACK_TOLERANCE_MW, Card, Power, Process, Unavailable, UnreachableCard, normalize_pci
 
 SONAME = "libnvidia-ml.so.1"
 _MEMORY_V2 = 0x02000028  # nvmlMemory_v2: struct version 2, 40 bytes
@@ -287,18 +286,6 @@ def error_for(code: int, subject: str = "", detail: str = "") -> NvmlError:
     return ERRORS.get(code, NvmlError)(subject, detail, code)
 
 
-@dataclass(frozen=True)
-class Power:
-    """The power readings that a power policy needs, all in milliwatts; None where the card has no such reading."""
-
-    limit_mw: int | None
-    enforced_mw: int | None
-    default_mw: int | None
-    min_mw: int | None
-    max_mw: int | None
-    persistence: bool | None
-
-
 class Nvml:
     """An open NVML. Made by `open_library`; cards are re-resolved by UUID at each use."""
 
@@ -348,12 +335,14 @@ class Nvml:
         return f"{number // 1000}.{number % 1000 // 10}"
 
     def list_cards(self) -> list[Card]:
-        """Cards that answer, in NVML's order. Those that do not are in `unreachable_cards`."""
-        return [found for found in self._scan() if isinstance(found, Card)]
+        """Cards that answer, in NVML's order. Those that do not are in the second part of `survey`."""
+        return self.survey()[0]
 
-    def unreachable_cards(self) -> list[UnreachableCard]:
-        """Cards that the driver counts but cannot hand out: lost, without power, closed to us."""
-        return [found for found in self._scan() if isinstance(found, UnreachableCard)]
+    def survey(self) -> tuple[list[Card], list[UnreachableCard]]:
+        """Cards that answer, and cards that the driver counts but cannot hand out (lost, without power, closed)."""
+        found = list(self._scan())
+        cards = [card for card in found if isinstance(card, Card)]
+        return cards, [card for card in found if isinstance(card, UnreachableCard)]
 
     def _scan(self) -> Iterator[Card | UnreachableCard]:
         for index in range(int(self.call("number of cards", "nvmlDeviceGetCount"))):
@@ -597,8 +586,8 @@ def load_binding(path: str = "") -> Any:
 
     Raises BindingMissing with the places that were searched.
     """
-    if "pynvml" in sys.modules:
-        return sys.modules["pynvml"]
+    if loaded := sys.modules.get("pynvml"):
+        return loaded
     for place in _places(path):
         for pattern in ("pynvml.py", "lib/python3*/site-packages/pynvml.py"):
             for file in sorted(place.glob(pattern)) if place.is_dir() else []:
@@ -663,6 +652,9 @@ def load_library(path: str = "") -> str:
             return _loaded
         if not failures or Path(candidate).exists():
             failures.append(failure)
+    absent = [str(place) for place in _places(path) if not place.exists()]
+    if absent:
+        failures.append(f"nvml_path names {' and '.join(absent)}, which is not there")
     raise LibraryMissing("", "; ".join(failures))
 
 

@@ -24,6 +24,7 @@ AUTO_ENGINE: Mapping[str, str] = MappingProxyType(
 
 ENGINES = tuple(ENGINE_FORMATS)
 FORMATS = tuple(AUTO_ENGINE)
+EVERY_ENGINE = "all"
 DEFAULT_GPU_ROLE = "inference"
 
 INSTANCE_DEFAULTS: Mapping[str, object] = MappingProxyType(
@@ -90,41 +91,38 @@ def with_defaults(instance: Mapping[str, object]) -> dict[str, object]:
 def instances_for(
     instances: Iterable[Mapping[str, object]], models: Mapping[str, Mapping[str, object]], engine: str
 ) -> list[dict[str, object]]:
-    """The instances that `engine`'s role has to look after, in the inventory's order, present and absent ones.
+    """The instances that `engine`'s role has to run, in the inventory's order; `engine` 'all' takes every engine's.
 
     `instances` is rig_instances, `models` is rig_models. Each result has every key of the schema, `engine` resolved,
-    and `model_entry`, a copy of its model ({} for an absent instance whose model is gone). An absent instance that says
-    neither its engine nor a known model is left out: the host's own record of services still removes it.
+    and `model_entry`, a copy of its model. Absent instances are left out like those that nobody names any more: what
+    of them is still on a host, the host's own record of services tells.
 
     Raises PlacementError for an unknown `engine`, an instance without a name or with a model that `models` lacks, and
     an engine that cannot read the model.
     """
-    if engine not in ENGINE_FORMATS:
+    if engine not in (EVERY_ENGINE, *ENGINES):
         raise PlacementError(f"no engine '{engine}'; known: {', '.join(ENGINES)}.{did_you_mean(engine, ENGINES)}")
     chosen: list[dict[str, object]] = []
     for number, written in enumerate(instances):
+        path = f"rig_instances[{number}]"
         instance = with_defaults(written)
         name = instance.get("name")
         if not name:
-            raise PlacementError(f"rig_instances[{number}].name: missing; every instance needs a name")
+            raise PlacementError(f"{path}.name: missing; every instance needs a name")
+        if instance["state"] == "absent":
+            continue
         key = str(instance.get("model") or "")
         model = models.get(key)
-        entry = {**instance, "model": key, "model_entry": dict(model or {})}
-        if instance["state"] == "absent" and instance["engine"] != "auto":
-            resolved = str(instance["engine"])  # what is being removed need not fit its model any more
-        elif model is not None:
-            try:
-                resolved = engine_for(model, instance)
-            except PlacementError as error:
-                raise PlacementError(f"rig_instances[{number}].engine: instance '{name}': {error}") from error
-        elif instance["state"] == "absent":
-            continue
-        else:
+        if model is None:
             known = ", ".join(sorted(models)) or "none"
             raise PlacementError(
-                f"rig_instances[{number}].model: instance '{name}' names the model '{key}', and rig_models has: "
+                f"{path}.model: instance '{name}' names the model '{key}', and rig_models has: "
                 f"{known}.{did_you_mean(key, models)}"
             )
-        if resolved == engine:
-            chosen.append({**entry, "engine": resolved})
+        try:
+            resolved = engine_for(model, instance)
+        except PlacementError as error:
+            raise PlacementError(f"{path}.engine: instance '{name}': {error}") from error
+        if engine in (EVERY_ENGINE, resolved):
+            chosen.append({**instance, "engine": resolved, "model_entry": dict(model)})
     return chosen

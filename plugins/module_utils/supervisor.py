@@ -50,6 +50,10 @@ _CANT_REREAD = 92
 ALIVE_STATES = ("STARTING", "RUNNING", "STOPPING")
 _AT_REST = ("STOPPED", "FATAL", "UNKNOWN")
 
+_DAEMON_MODULE = "supervisor.supervisord"
+# Long enough for a lost daemon to stop its programs, each within its own limit.
+_DAEMON_GRACE_S = 45.0
+
 _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -71,6 +75,14 @@ class ProgramUnknownError(SupervisorError):
 
 class ProgramConfigError(SupervisorError):
     """supervisord cannot read its files."""
+
+
+class RefusedError(SupervisorError):
+    """supervisord refused an order; `code` is one of its faults."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -114,10 +126,13 @@ class _UnixConnection(http.client.HTTPConnection):
 class _Transport(xmlrpc.client.Transport):
     def __init__(self, path: str) -> None:
         super().__init__()
-        self._path = path
+        self._unix = _UnixConnection(path)
 
     def make_connection(self, _host: Any) -> http.client.HTTPConnection:
-        return _UnixConnection(self._path)
+        return self._unix
+
+    def close(self) -> None:
+        self._unix.close()
 
 
 def clean_environment(root: str) -> dict[str, str]:
@@ -151,16 +166,13 @@ class Supervisor:
             try:
                 return getattr(proxy.supervisor, method)(*args)
             except xmlrpc.client.Fault as fault:
-                known = self._in_words(fault, args)
-                if known is None:
-                    raise
-                raise known from fault
+                raise self._in_words(method, fault, args) from fault
             except (OSError, http.client.HTTPException, xmlrpc.client.Error) as error:
                 raise DaemonDownError(
                     f"supervisord does not answer on {self.socket} ({error}). Start it: gpurig start"
                 ) from error
 
-    def _in_words(self, fault: xmlrpc.client.Fault, args: tuple[Any, ...]) -> SupervisorError | None:
+    def _in_words(self, method: str, fault: xmlrpc.client.Fault, args: tuple[Any, ...]) -> SupervisorError:
         name = str(args[0]) if args else ""
         text = fault.faultString
         if fault.faultCode == _SHUTDOWN_STATE:
@@ -173,7 +185,15 @@ class Supervisor:
             return ProgramConfigError(f"supervisord cannot read its files below {self.programs_dir}: {text}")
         if fault.faultCode in {_NO_FILE, _NOT_EXECUTABLE, _SPAWN_ERROR}:
             return SupervisorError(f"{name}: supervisord could not start its command: {text}")
-        return None
+        return RefusedError(f"{name or 'supervisord'}: {method} was refused: {text}", int(fault.faultCode))
+
+    def _ask_unless(self, fine: int, method: str, *args: Any) -> None:
+        """Give an order; the fault `fine` says that there is nothing to do."""
+        try:
+            self._ask(method, *args)
+        except RefusedError as refused:
+            if refused.code != fine:
+                raise
 
     def daemon_pid(self) -> int | None:
         """Return the pid of the daemon that answers on our socket, also while it shuts down; None when none does."""
@@ -201,15 +221,24 @@ class Supervisor:
         """Return processes of this rig that no living supervisord of ours looks after, a lost daemon first."""
         return procfs.orphans(self.root, self.daemon_pid(), procfs.processes())
 
-    def end_leftovers(self, grace_s: float = 10.0) -> list[str]:
-        """End the leftovers and return them in words. Raises SupervisorError when some do not end."""
-        lost = self.leftovers()
-        alive = procfs.end([process.pid for process in lost], grace_s)
+    def end_leftovers(self, name: str = "", grace_s: float = 10.0) -> list[str]:
+        """End the leftovers, of one service when `name` is given, and return them in words.
+
+        A lost daemon goes first and alone, as it would start again what is ended beside it; it stops its programs
+        itself. Raises SupervisorError when some do not end.
+        """
+        found = self.leftovers()
+        daemons = [process for process in found if not process.service and _DAEMON_MODULE in process.command]
+        alive = procfs.end([process.pid for process in daemons], _DAEMON_GRACE_S)
+        rest = [process for process in self.leftovers() if not name or process.service == name] if found else []
+        alive += procfs.end([process.pid for process in rest], grace_s)
         if alive:
             raise SupervisorError(
                 f"left-over processes of {self.root} do not end: pids {alive}. End them by hand, then run again."
             )
-        return [process.in_words() for process in lost]
+        known = {process.pid: process.in_words() for process in [*found, *rest] if not name or process.service == name}
+        known.update({process.pid: process.in_words() for process in daemons})
+        return list(known.values())
 
     def start_daemon(self, timeout_s: float = START_TIMEOUT_S) -> list[str]:
         """Start supervisord unless it runs, detached from us, and wait until it answers.
@@ -285,7 +314,7 @@ class Supervisor:
 
     def _spawn(self, timeout_s: float) -> None:
         # -I: neither the directory we stand in nor PYTHON* variables decide what is imported.
-        command = [self.python, "-I", "-m", "supervisor.supervisord", "-c", self.config]
+        command = [self.python, "-I", "-m", _DAEMON_MODULE, "-c", self.config]
         with tempfile.TemporaryFile() as output:
             process = subprocess.Popen(
                 command,
@@ -373,11 +402,7 @@ class Supervisor:
         return ""
 
     def _add(self, name: str) -> None:
-        try:
-            self._ask("addProcessGroup", name)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != _ALREADY_ADDED:
-                raise SupervisorError(f"{name}: supervisord could not add it: {fault.faultString}") from fault
+        self._ask_unless(_ALREADY_ADDED, "addProcessGroup", name)
 
     def _remove(self, name: str, stop_timeout_s: float) -> None:
         deadline = time.monotonic() + stop_timeout_s
@@ -387,19 +412,15 @@ class Supervisor:
                 self._ask("removeProcessGroup", name)
             except ProgramUnknownError:
                 return
-            except xmlrpc.client.Fault as fault:
-                if fault.faultCode != _STILL_RUNNING or time.monotonic() > deadline:
-                    raise SupervisorError(f"{name}: supervisord could not remove it: {fault.faultString}") from fault
+            except RefusedError as refused:
+                if refused.code != _STILL_RUNNING or time.monotonic() > deadline:
+                    raise
             else:
                 return
 
     def start(self, name: str) -> None:
         """Start the program unless it runs; does not wait for it to stay up."""
-        try:
-            self._ask("startProcess", name, False)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != _ALREADY_STARTED:
-                raise SupervisorError(f"{name}: supervisord could not start it: {fault.faultString}") from fault
+        self._ask_unless(_ALREADY_STARTED, "startProcess", name, False)
 
     def stop(self, name: str, timeout_s: float = 60.0) -> None:
         """Stop the program and wait until it is at rest. Raises SupervisorError after `timeout_s`."""
@@ -420,15 +441,8 @@ class Supervisor:
                     f"to stop"
                 )
             if program.state not in {"EXITED", "STOPPING"}:
-                self._stop_once(name)
+                self._ask_unless(_NOT_RUNNING, "stopProcess", name, False)
             time.sleep(POLL_S)
-
-    def _stop_once(self, name: str) -> None:
-        try:
-            self._ask("stopProcess", name, False)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != _NOT_RUNNING:
-                raise SupervisorError(f"{name}: supervisord could not stop it: {fault.faultString}") from fault
 
     def restart(self, name: str, stop_timeout_s: float = 60.0) -> None:
         """Stop the program, wait until it is at rest, start it."""

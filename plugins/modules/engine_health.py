@@ -120,8 +120,12 @@ POLL_S = 0.25
 ENDED = ("stopped", "failed", "budget_spent")
 
 
+class WrongModelError(Exception):
+    """The engine is healthy and serves something else, which no waiting mends."""
+
+
 def look(params: dict) -> tuple[bool, str]:
-    """Return (ready, what was seen in words)."""
+    """Return (ready, what was seen in words). Raises WrongModelError."""
     ok, seen = healthy(params["health_url"])
     if not ok:
         return False, seen
@@ -133,7 +137,12 @@ def look(params: dict) -> tuple[bool, str]:
         return False, str(error)
     if params["model"] in names:
         return True, f"healthy, serves {params['model']}"
-    return False, f"healthy, but lists {names or 'no model'} instead of {params['model']}"
+    if not names:
+        return False, "healthy, but lists no model yet"
+    raise WrongModelError(
+        f"{params['name']}: {params['base_url']}/models lists {', '.join(names)} instead of {params['model']}: "
+        f"another server answers on this port, or the engine was started with another name"
+    )
 
 
 def death(state: ServiceState, first_pid: int) -> str:
@@ -171,7 +180,10 @@ def main() -> None:
     if module.check_mode:
         limit_s = 0
     while True:
-        ready, phase = look(params)
+        try:
+            ready, phase = look(params)
+        except WrongModelError as error:
+            module.fail_json(msg=str(error), ready=False, phase="serves another model", pid=state.pid)
         state = read_service(rig, name)
         if ready and state.state == "running":
             known = read_ready_s(rig, name, state)

@@ -54,11 +54,15 @@ options:
     default: gpurig
   capabilities:
     description:
-      - What the inventory knows better about single capabilities of the host. It is believed and recorded as evidence.
+      - What the inventory knows better about single capabilities of the host (C(rig_capabilities)).
+      - It is believed and recorded as evidence.
       - What is not named here follows from the kind.
     type: dict
     default: {}
     suboptions:
+      can_install_packages:
+        description: Whether the distribution's packages are ours to install.
+        type: bool
       can_reboot:
         description: Whether a reboot is ours to do.
         type: bool
@@ -122,6 +126,10 @@ ansible_facts:
           type: str
           returned: success
           sample: systemd
+        can_install_packages:
+          description: Whether the distribution's packages are ours to install.
+          type: bool
+          returned: success
         can_reboot:
           description: Whether a reboot is ours to do.
           type: bool

@@ -53,7 +53,7 @@ class ProgressAction(ActionBase):
     ) -> dict[str, Any]:
         label = f"[{task_vars.get('inventory_hostname', '')}] {args.get('name') or self.module}"
         if download_bytes:
-            display.display(f"  {label}: downloading about {download_bytes / 1e6:.0f} MB")
+            display.display(f"  {label}: downloading about {max(download_bytes / 1e6, 0.1):.{0 if download_bytes >= 1e7 else 1}f} MB")
         before = self._task.async_val
         self._task.async_val = LONGEST_S
         try:
@@ -62,7 +62,8 @@ class ProgressAction(ActionBase):
             self._task.async_val = before
         if "ansible_job_id" not in started:
             return started
-        job = {"jid": started["ansible_job_id"]}
+        job_dir = self._remote_expand_user(self.get_shell_option("async_dir", default="~/.ansible_async"))
+        job = {"jid": started["ansible_job_id"], "_async_dir": job_dir}
         began = said = time.monotonic()
         poll_s = FIRST_POLL_S
         while True:

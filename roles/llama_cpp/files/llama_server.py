@@ -78,7 +78,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def fill(params: Any, options: argparse.Namespace, api_key: str) -> None:
     """Set the library's parameters from the options."""
     params.model.path = options.model
-    params.model_alias = options.alias
+    params.model_alias = {options.alias}
     params.hostnames = [options.host]
     params.port = options.port
     params.n_ctx = options.ctx_size

@@ -1,0 +1,448 @@
+#!/usr/bin/python
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Install the host tool gpurig and the directories of a rig. (glue)"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: host_tool
+short_description: Install the host tool gpurig and the directories of a rig
+version_added: 0.1.0
+author: [gpurig.llm maintainers (@gpurig)]
+description:
+  - Makes the directories of the rig with their modes and owners.
+  - Installs the tool C(gpurig), which starts services, keeps their restart budgets and answers C(status), C(logs),
+    C(start), C(stop) and C(uninstall) on the host without Ansible. It is made of the same files as the modules, taken
+    from what Ansible ships with this module.
+  - Writes C(host.json), which tells the tool what this host is.
+  - Whatever is missing, damaged or has another mode is repaired and reported. Of older versions of the tool the last
+    one is kept.
+options:
+  rig:
+    description: The facts of M(gpurig.llm.rig_facts).
+    type: dict
+    required: true
+  python:
+    description: The interpreter that runs the tool, that of its own environment with supervisor and nvidia-ml-py.
+    type: path
+    required: true
+  version:
+    description: Version of the collection, for C(host.json).
+    type: str
+    default: ""
+  user:
+    description: The user as whom services run. Empty takes it from O(rig).
+    type: str
+    default: ""
+  group:
+    description: The group as which services run. Empty takes it from O(rig).
+    type: str
+    default: ""
+  nvml_path:
+    description: Where the tool finds NVML, when the loader does not; places separated by a colon.
+    type: str
+    default: ""
+extends_documentation_fragment: [gpurig.llm.attributes]
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+    details: Of the tool's own files it names those that differ, not their lines.
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Install the tool
+  gpurig.llm.host_tool:
+    rig: "{{ ansible_facts.rig }}"
+    python: "{{ ansible_facts.rig.paths.envs }}/tool/current/bin/python"
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, or would be in check mode, in words.
+  returned: success
+  type: list
+  elements: str
+tool_dir:
+  description: Directory of the installed version of the tool.
+  returned: success
+  type: str
+"""
+
+import contextlib
+import functools
+import grp
+import hashlib
+import json
+import os
+import pwd
+import shlex
+import shutil
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils import (
+    budget,
+    cli,
+    fingerprint,
+    gpu_model,
+    nvml,
+    procfs,
+    services,
+    supervisor,
+    systemd,
+)
+
+# All that cli imports, directly or not; a test compares. Imported by name, so that Ansible ships them with this module.
+TOOL_MODULES: tuple[ModuleType, ...] = (
+    budget,
+    cli,
+    fingerprint,
+    gpu_model,
+    nvml,
+    procfs,
+    services,
+    supervisor,
+    systemd,
+)
+
+_HEAD = "# Written by gpurig.llm. The next run writes it again: changes made here are lost.\n"
+_INIT = _HEAD + '"""The host tool of gpurig.llm."""\n'
+_MAIN = _HEAD + "import sys\n\nfrom gpurig.cli import main\n\nsys.exit(main())\n"
+_DIRECTORY_MODE = 0o755
+_LOG_MODE = 0o750
+_FILE_MODE = 0o644
+_PROGRAM_MODE = 0o755
+
+# Directories that belong to whoever installs, and those that the services write.
+_OURS = ("root", "bin", "tool", "envs", "uv", "python", "config", "secrets", "services", "supervisor_programs")
+_SERVICES = ("state", "models", "cache", "log", "run")
+
+
+class InstallError(Exception):
+    """The tool cannot be installed as asked; the message says why."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change: `before` and `after` describe `path`, `act` makes it so."""
+
+    path: str
+    before: str
+    after: str
+    act: Callable[[], object]
+
+    def in_words(self) -> str:
+        return f"{self.path}: {self.before} -> {self.after}"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who a path is to belong to; a negative id leaves it as it is, as chown has it."""
+
+    uid: int = -1
+    gid: int = -1
+
+
+def payload() -> dict[str, str]:
+    """Return {relative path: text} of one version of the tool."""
+    files = {"__main__.py": _MAIN, "gpurig/__main__.py": _MAIN, "gpurig/__init__.py": _INIT}
+    for module in TOOL_MODULES:
+        # The module's own loader reads it from a directory as well as from the archive that Ansible runs.
+        loader: Any = module.__spec__.loader if module.__spec__ else None
+        name = module.__name__.rpartition(".")[2]
+        files[f"gpurig/{name}.py"] = loader.get_data(module.__file__).decode("utf-8")
+    return files
+
+
+def content_id(files: Mapping[str, str]) -> str:
+    """Return the name of the version: 16 hex digits that stand for its content."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def wrapper(python: str, tool: str, host_json: str) -> str:
+    """Return the text of <bin>/gpurig."""
+    return f"""#!/bin/sh
+{_HEAD}GPURIG_HOST_JSON={shlex.quote(host_json)}
+export GPURIG_HOST_JSON
+python={shlex.quote(python)}
+if [ ! -x "$python" ]; then
+  echo "gpurig: $python is missing. Run the playbook again." >&2
+  exit 78 # no manager starts a service again after this code
+fi
+# -I: neither the directory one stands in nor PYTHON* variables decide what is imported; -P does not exist before 3.11.
+exec "$python" -I {shlex.quote(f"{tool}/current")} "$@"
+"""
+
+
+def _seen(path: str) -> os.stat_result | None:
+    try:
+        return Path(path).lstat()
+    except FileNotFoundError:
+        return None
+
+
+def _describe(kind: str, mode: int, owner: Owner) -> str:
+    names = []
+    with contextlib.suppress(KeyError):
+        names = [pwd.getpwuid(owner.uid).pw_name] if owner.uid >= 0 else []
+        names += [grp.getgrgid(owner.gid).gr_name] if owner.gid >= 0 else []
+    return " ".join([kind, f"{mode:04o}", ":".join(names)]).strip()
+
+
+def _right(seen: os.stat_result, mode: int, owner: Owner) -> bool:
+    return (
+        stat.S_IMODE(seen.st_mode) & 0o777 == mode and owner.uid in {-1, seen.st_uid} and owner.gid in {-1, seen.st_gid}
+    )
+
+
+def _mark(path: str, mode: int, owner: Owner) -> None:
+    """Set owner and mode of the very thing at `path`: a service's user could put a link to elsewhere in its place."""
+    held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if owner != Owner():
+            os.chown(f"/proc/self/fd/{held}", owner.uid, owner.gid)
+        Path(f"/proc/self/fd/{held}").chmod(mode)
+    finally:
+        os.close(held)
+
+
+def plan_directory(path: str, mode: int, owner: Owner) -> list[Step]:
+    """Return the change that makes `path` a directory with mode and owner. Raises InstallError for something else.
+
+    A link to a directory is somebody's own choice of place; its target stays as it is.
+    """
+    wanted = _describe("directory", mode, owner)
+
+    def make() -> None:
+        Path(path).mkdir(mode=mode, parents=True, exist_ok=True)
+        _mark(path, mode, owner)
+
+    seen = _seen(path)
+    if seen is None:
+        return [Step(path, "missing", wanted, make)]
+    if stat.S_ISLNK(seen.st_mode) and Path(path).is_dir():
+        return []
+    if not stat.S_ISDIR(seen.st_mode):
+        raise InstallError(f"{path}: is not a directory, which it must be. Move it away, then run again.")
+    if _right(seen, mode, owner):
+        return []
+    had = _describe("directory", stat.S_IMODE(seen.st_mode) & 0o777, _held(seen, owner))
+    return [Step(path, had, wanted, lambda: _mark(path, mode, owner))]
+
+
+def _held(seen: os.stat_result, owner: Owner) -> Owner:
+    return Owner(seen.st_uid if owner.uid >= 0 else -1, seen.st_gid if owner.gid >= 0 else -1)
+
+
+def plan_file(path: str, text: str, mode: int, owner: Owner, show: bool = False) -> list[Step]:
+    """Return the change that gives the file its text, mode and owner; `show` puts the text into the diff."""
+
+    def write() -> None:
+        if Path(path).is_dir() and not Path(path).is_symlink():
+            shutil.rmtree(path)
+        services.write_text(path, text, mode)
+        _mark(path, mode, owner)
+
+    seen = _seen(path)
+    wanted = _describe("file", mode, owner)
+    if seen is None:
+        return [Step(path, "missing", f"{wanted}\n{text}" if show else wanted, write)]
+    had = ""
+    if stat.S_ISREG(seen.st_mode):
+        had = Path(path).read_bytes().decode(errors="replace")
+    if had != text or not stat.S_ISREG(seen.st_mode):
+        before = f"{wanted}\n{had}" if show else "other content"
+        return [Step(path, before, f"{wanted}\n{text}" if show else wanted, write)]
+    if _right(seen, mode, owner):
+        return []
+    before = _describe("file", stat.S_IMODE(seen.st_mode) & 0o777, _held(seen, owner))
+    return [Step(path, before, wanted, lambda: _mark(path, mode, owner))]
+
+
+def plan_link(path: str, target: str) -> list[Step]:
+    """Return the change that makes `path` a link to `target`, replaced in one step."""
+
+    def link() -> None:
+        if Path(path).is_dir() and not Path(path).is_symlink():
+            shutil.rmtree(path)
+        temporary = Path(f"{path}.new")
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target)
+        temporary.replace(path)
+
+    had = str(Path(path).readlink()) if Path(path).is_symlink() else None
+    if had == target:
+        return []
+    before = f"link to {had}" if had else ("not a link" if _seen(path) else "missing")
+    return [Step(path, before, f"link to {target}", link)]
+
+
+def _remove(path: str) -> None:
+    if Path(path).is_dir() and not Path(path).is_symlink():
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)
+
+
+def plan_strangers(directory: str, known: set[str]) -> list[Step]:
+    """Return the removals of what is in a version's directory and not part of it; Python's caches are left alone."""
+    found = []
+    for path in sorted(Path(directory).rglob("*")):
+        relative = str(path.relative_to(directory))
+        if "__pycache__" not in path.parts and relative not in known and not path.is_dir():
+            found.append(Step(str(path), "not part of the tool", "missing", functools.partial(_remove, str(path))))
+    return found
+
+
+def plan_versions(tool: str, version: str) -> list[Step]:
+    """Return the removals of old versions and of what broken runs left, all but the last old version."""
+    try:
+        entries = [path for path in Path(tool).iterdir() if path.name not in {"current", version}]
+    except FileNotFoundError:
+        return []
+    current = Path(tool, "current")
+    previous = current.readlink().name if current.is_symlink() else ""
+    old = [path for path in entries if path.is_dir() and not path.is_symlink()]
+    # The version that is current until this run is the last one, whenever it was made.
+    old.sort(key=lambda path: (path.name == previous, path.stat().st_mtime, path.name))
+    keep = {path.name for path in old[-1:]}
+    return [
+        Step(str(path), "old version", "missing", functools.partial(_remove, str(path)))
+        for path in sorted(entries)
+        if path.name not in keep
+    ]
+
+
+def owners(user: str, group: str, must_exist: bool) -> tuple[Owner, Owner]:
+    """Return who our directories and the services' directories are to belong to.
+
+    Only root can give directories away; any other user must be the one as whom the services run. Raises InstallError.
+    """
+    me = pwd.getpwuid(os.geteuid()).pw_name if _known(os.geteuid()) else str(os.geteuid())
+    if os.geteuid() != 0:
+        if user not in {"", me}:
+            raise InstallError(
+                f"rig.user: services are to run as {user}, but this run is {me}, who cannot give files away. "
+                f"Run the task with become: true, or let services run as {me}."
+            )
+        return Owner(), Owner()
+    try:
+        uid = pwd.getpwnam(user).pw_uid if user else 0
+        gid = grp.getgrnam(group).gr_gid if group else -1
+    except KeyError as error:
+        if must_exist:
+            raise InstallError(
+                f"rig.user, rig.group: {user}:{group} does not exist on this host ({error.args[0]}). "
+                f"The role host_tool makes it; run the role and not the module alone."
+            ) from error
+        return Owner(0), Owner()
+    return Owner(0), Owner(uid, gid)
+
+
+def _known(uid: int) -> bool:
+    try:
+        return bool(pwd.getpwuid(uid))
+    except KeyError:
+        return False
+
+
+def plan(params: Mapping[str, Any], check: bool) -> tuple[list[Step], str]:
+    """Return all changes in the order in which they are made, and the directory of the tool's version."""
+    rig = params["rig"]
+    paths = rig["paths"]
+    user, group = params["user"] or rig.get("user", ""), params["group"] or rig.get("group", "")
+    ours, theirs = owners(user, group, must_exist=not check)
+    shared = os.geteuid() == 0 and user not in {"", "root"}
+    steps: list[Step] = []
+    tops = set()
+    for name in (*_OURS, *_SERVICES):
+        if name not in paths or paths[name] in tops:
+            continue
+        tops.add(paths[name])
+        if name == "supervisor_programs" and rig["service_manager"] != "supervisord":
+            continue
+        mode = {"secrets": 0o711 if shared else 0o700, "log": _LOG_MODE}.get(name, _DIRECTORY_MODE)
+        steps += plan_directory(paths[name], mode, ours if name in _OURS else theirs)
+    files = payload()
+    version = content_id(files)
+    home = f"{paths['tool']}/{version}"
+    for directory in (home, f"{home}/gpurig"):
+        steps += plan_directory(directory, _DIRECTORY_MODE, ours)
+    steps += plan_strangers(home, set(files))
+    for relative, text in sorted(files.items()):
+        steps += plan_file(f"{home}/{relative}", text, _FILE_MODE, ours)
+    host_json = f"{paths['config']}/host.json"
+    described = {
+        "version": params["version"],
+        "kind": rig["kind"],
+        "service_manager": rig["service_manager"],
+        "paths": dict(paths),
+        "user": user,
+        "group": group,
+        "python": params["python"],
+        "nvml_path": params["nvml_path"],
+    }
+    steps += plan_file(host_json, json.dumps(described, indent=2, sort_keys=True) + "\n", _FILE_MODE, ours, show=True)
+    # Last what makes the new version the one in use: a run that is killed before leaves the old one working.
+    old = plan_versions(paths["tool"], version)
+    steps += plan_link(f"{paths['tool']}/current", version)
+    text = wrapper(params["python"], paths["tool"], host_json)
+    steps += plan_file(f"{paths['bin']}/gpurig", text, _PROGRAM_MODE, ours, show=True)
+    return steps + old, home
+
+
+def apply(steps: Sequence[Step], python: str) -> None:
+    """Make the changes. Raises InstallError, before the first one, when the interpreter is missing."""
+    if not Path(python).exists():
+        raise InstallError(f"python: {python} does not exist. Build the tool's environment first (role host_tool).")
+    for step in steps:
+        step.act()
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "rig": {"type": "dict", "required": True},
+            "python": {"type": "path", "required": True},
+            "version": {"type": "str", "default": ""},
+            "user": {"type": "str", "default": ""},
+            "group": {"type": "str", "default": ""},
+            "nvml_path": {"type": "str", "default": ""},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    try:
+        steps, home = plan(params, module.check_mode)
+        if not module.check_mode:
+            apply(steps, params["python"])
+    except InstallError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(
+            msg=f"{error.filename}: {error.strerror}. Run as the user whom the rig belongs to, or as root."
+        )
+    module.exit_json(
+        changed=bool(steps),
+        changes=[step.in_words().split("\n")[0] for step in steps],
+        tool_dir=home,
+        diff={
+            "before": "".join(f"{step.path}: {step.before}\n" for step in steps),
+            "after": "".join(f"{step.path}: {step.after}\n" for step in steps),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

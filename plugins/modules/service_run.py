@@ -1,0 +1,302 @@
+#!/usr/bin/python
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make a service run, from what is there now. (glue)"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: service_run
+short_description: Make a service run, stop it or remove it
+version_added: 0.1.0
+author: [gpurig.llm maintainers (@gpurig)]
+description:
+  - Lets systemd or supervisord know the service, whose files the role C(service) has written, and starts it.
+  - A service that runs is restarted only when something that it was started from has changed since. That is its record,
+    the manager's file, the files of O(ignore:inputs) in its record, its secrets, the environment that its command
+    names, and the cards of its GPU role. Not who changed them counts, but what the running process was started from.
+  - On a host without systemd it brings up supervisord, and ends what a killed supervisord left running.
+  - A start by this module has a fresh restart budget.
+options:
+  name:
+    description: Name of the service.
+    type: str
+    required: true
+  state:
+    description:
+      - V(started) lets it run now and from now on. V(stopped) ends it; it comes back with the host or with
+        C(gpurig start).
+      - V(absent) ends it and removes the manager's file, the record and its run files. Data and logs stay.
+    type: str
+    choices: [started, stopped, absent]
+    default: started
+  manager:
+    description: Who keeps it alive. Empty takes it from O(rig).
+    type: str
+    choices: ["", systemd, supervisord]
+    default: ""
+  rig:
+    description: The facts of M(gpurig.llm.rig_facts).
+    type: dict
+    required: true
+  pending:
+    description:
+      - Whether an earlier step of this very run changes the files of the service. It matters in check mode only, where
+        that step has not written them.
+    type: bool
+    default: false
+  unit_dir:
+    description: Where units lie.
+    type: path
+    default: /etc/systemd/system
+extends_documentation_fragment: [gpurig.llm.attributes]
+attributes:
+  check_mode:
+    support: full
+    details: To compare, supervisord is asked to read its files again; that touches no program.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Run the chat engine
+  gpurig.llm.service_run:
+    name: chat
+    state: started
+    rig: "{{ ansible_facts.rig }}"
+"""
+
+RETURN = r"""
+reasons:
+  description: Why something was done, or would be in check mode, in words. Empty when nothing was to do.
+  returned: always
+  type: list
+  elements: str
+service_state:
+  description: The state now. See C(gpurig status).
+  returned: always
+  type: str
+  sample: running
+pid:
+  description: Process id of the service; V(0) when it has none.
+  returned: always
+  type: int
+started_at_s:
+  description: When that process was started, in seconds since 1970; V(0) when it has none.
+  returned: always
+  type: float
+log_tail:
+  description: Last lines of the service's log.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils import systemd
+from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, file_name
+from ansible_collections.gpurig.llm.plugins.module_utils.services import (
+    GOOD,
+    POLL_S,
+    Host,
+    HostError,
+    ServiceState,
+    clear_budget,
+    differences,
+    manager_of,
+    origin,
+    read_json,
+    read_run,
+    run_files,
+    service_state,
+    settled_state,
+    stop_timeout_s,
+    wait_settled,
+)
+from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import SupervisorError
+
+STARTING_S = 3.0
+LIVE = ("running", "starting", "stopping", "finished")
+
+
+class RunError(Exception):
+    """The service did not come to the wanted state."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Why something is to be done; `restart`: it must be started, and stopped before if it runs."""
+
+    reasons: list[str]
+    restart: bool = False
+
+
+def plan_started(host: Host, name: str, pending: bool) -> Plan:
+    """Return why the service is to be started anew. Raises HostError when its files are missing."""
+    spec = host.spec(name)
+    manager = manager_of(host)
+    deadline = time.monotonic() + STARTING_S
+    while True:
+        view = manager.view(name, bool(spec.get("oneshot")))
+        run = read_run(host, name)
+        state = settled_state(view, run is not None and run.is_process(view.pid))
+        # A process that was started a moment ago, by a supervisord that just came up, say, is no reason for a restart.
+        if state != "starting" or not view.pid or time.monotonic() > deadline:
+            break
+        time.sleep(POLL_S)
+    outdated = manager.outdated(name)
+    reasons = [outdated] if outdated else []
+    reasons += [f"no supervisor looks after {process}" for process in view.unattended]
+    if pending:
+        reasons.append("its files change in this run")
+    if state not in GOOD:
+        reasons.append(f"it is {state.replace('_', ' ')}")
+    elif run is None:
+        reasons.append("nothing tells what its process was started from")
+    else:
+        reasons += differences(run, origin(host, name, spec))
+    restart = bool(reasons)
+    if not view.enabled:
+        reasons.append("it does not start with the host")
+    return Plan(reasons, restart)
+
+
+def plan_first(host: Host, name: str) -> list[str]:
+    """Return which of the service's own files are missing."""
+    return [path for path in (host.record(name), host.program_file(name)) if not Path(path).exists()]
+
+
+def apply_started(host: Host, name: str, plan: Plan) -> ServiceState:
+    """Make the manager know the service and start it. Raises RunError when its process does not come up."""
+    manager = manager_of(host)
+    limit_s = stop_timeout_s(host.spec(name))
+    if plan.restart:
+        manager.stop(name, limit_s)
+        clear_budget(host, name)
+    manager.prepare(name, limit_s)
+    if not plan.restart:
+        return service_state(host, name)
+    manager.start(name)
+    seen = wait_settled(host, name)
+    if seen.state not in GOOD:
+        last = next((line for line in reversed(seen.log_tail) if line.strip()), "its log is empty")
+        raise RunError(f"{name}: is {seen.state.replace('_', ' ')} after its start. Last line of its log: {last}")
+    return seen
+
+
+def plan_stopped(host: Host, name: str) -> Plan:
+    """Return why the service is to be stopped."""
+    spec = read_json(host.record(name)) or {}
+    view = manager_of(host).view(name, bool(spec.get("oneshot")))
+    reasons = [f"it is {view.state}"] if view.pid or view.state in LIVE else []
+    return Plan(reasons)
+
+
+def plan_absent(host: Host, name: str) -> Plan:
+    """Return why something of the service is to be removed."""
+    view = manager_of(host).view(name, oneshot=False)
+    stop = plan_stopped(host, name)
+    known = [f"{host.manager} knows it"] if view.known else []
+    files = [f"{path} exists" for path in [host.program_file(name), *run_files(host, [name]), host.record(name)]]
+    return Plan(stop.reasons + known + [text for text in files if os.path.lexists(text.removesuffix(" exists"))])
+
+
+def apply_absent(host: Host, name: str) -> None:
+    """End the service and remove what is ours of it, the record last: it tells a later run that we own the rest."""
+    manager = manager_of(host)
+    limit_s = stop_timeout_s(read_json(host.record(name)) or {})
+    manager.stop(name, limit_s)
+    if host.manager == "systemd" and systemd.show(systemd.unit_name(name)).enabled:
+        systemd.order("disable", [systemd.unit_name(name)])
+    Path(host.program_file(name)).unlink(missing_ok=True)
+    manager.forget(name, limit_s)
+    for path in [*run_files(host, [name]), host.record(name)]:
+        Path(path).unlink(missing_ok=True)
+
+
+def look(host: Host, name: str) -> ServiceState:
+    """Return the present picture; 'stopped' without a record."""
+    if read_json(host.record(name)) is None:
+        return ServiceState(name=name, state="stopped")
+    return service_state(host, name)
+
+
+def converge(host: Host, params: dict[str, Any], check: bool) -> tuple[Plan, ServiceState]:
+    """Return what was to do and how the service is now; in check mode nothing is done."""
+    name, state = params["name"], params["state"]
+    if state == "started":
+        missing = plan_first(host, name)
+        if missing and not check:
+            raise RunError(f"{name}: {', '.join(missing)} is missing. The role service writes it; run the role.")
+        if missing:
+            return Plan([f"would start: {path} does not exist yet" for path in missing], restart=True), look(host, name)
+        plan = plan_started(host, name, params["pending"] and check)
+        if plan.reasons and not check:
+            return plan, apply_started(host, name, plan)
+    elif state == "stopped":
+        plan = plan_stopped(host, name)
+        if plan.reasons and not check:
+            manager_of(host).stop(name, stop_timeout_s(read_json(host.record(name)) or {}))
+    else:
+        plan = plan_absent(host, name)
+        if plan.reasons and not check:
+            apply_absent(host, name)
+    return plan, look(host, name)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["started", "stopped", "absent"], "default": "started"},
+            "manager": {"type": "str", "choices": ["", "systemd", "supervisord"], "default": ""},
+            "rig": {"type": "dict", "required": True},
+            "pending": {"type": "bool", "default": False},
+            "unit_dir": {"type": "path", "default": systemd.UNIT_DIR},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    rig = dict(params["rig"])
+    rig["service_manager"] = params["manager"] or rig["service_manager"]
+    host = Host.from_rig(rig, params["unit_dir"])
+    name, wanted = params["name"], params["state"]
+    try:
+        file_name({"name": name}, host.manager)
+        plan, seen = converge(host, params, module.check_mode)
+    except (RunError, HostError, SpecError, SupervisorError, systemd.SystemdError) as error:
+        module.fail_json(msg=str(error), log_tail=tail_or_nothing(host, name))
+    except OSError as error:
+        module.fail_json(msg=f"{name}: {error.filename}: {error.strerror}. Run as the rig's user or as root.")
+    module.exit_json(
+        changed=bool(plan.reasons),
+        reasons=plan.reasons,
+        service_state=seen.state,
+        pid=seen.pid,
+        started_at_s=seen.since_s,
+        diff={
+            "before": "".join(f"{reason}\n" for reason in plan.reasons),
+            "after": f"{name}: {wanted}\n" if plan.reasons else "",
+        },
+    )
+
+
+def tail_or_nothing(host: Host, name: str) -> list[str]:
+    """Return the last lines of the service's log, for a failure whose cause may be there or not."""
+    try:
+        return look(host, name).log_tail
+    except (HostError, SupervisorError, systemd.SystemdError, OSError):
+        return []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Make the locks of this repository again from their .in files, with hashes read from the package index.
+
+    scripts/bump.py [LOCK ...]        all locks, or those whose path contains one of the words
+    scripts/bump.py --check [LOCK ...]  only say which locks would change
+
+Locks that go to hosts carry a header that says which Python they are for, what they weigh to download and what they
+take on disk; both sizes are measured by doing it. `uv` must be on PATH, and for each lock a Python of its version.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+UV = "uv"
+
+
+@dataclass(frozen=True)
+class Lock:
+    """One lock: the file it is made from, what it is for, and how it is resolved."""
+
+    source: str
+    target: str
+    purpose: str = ""
+    python: str = ""
+    resolve_python: str = "3.12"
+    platform: str = ""
+    without: tuple[str, ...] = ()
+
+
+LOCKS = (
+    Lock("requirements/run.in", "requirements/run.lock"),
+    Lock("requirements/test.in", "requirements/test.lock"),
+    Lock("requirements/uv.in", "requirements/uv.lock", resolve_python="3.8"),
+    Lock("requirements/unit310.in", "requirements/unit310.lock", resolve_python="3.10"),
+    Lock("requirements/uv.in", "roles/python_uv/files/uv.lock", resolve_python="3.8"),
+    Lock(
+        "roles/host_tool/files/host.in",
+        "roles/host_tool/files/host.lock",
+        "What the host tool needs: supervisord for hosts without systemd, NVIDIA's binding of NVML.",
+        python=">=3.10,<3.15",
+        resolve_python="3.10",
+        platform="x86_64-manylinux_2_28",
+    ),
+    Lock(
+        "roles/llama_cpp/files/cpu.in",
+        "roles/llama_cpp/files/cpu.lock",
+        "llama.cpp's own server as a library (xllamacpp), CPU build, nothing compiled.\n"
+        "cmeel-libomp is the OpenMP run time for hosts without libgomp; its build tool cmeel is left out.",
+        python=">=3.10,<3.15",
+        resolve_python="3.10",
+        platform="x86_64-manylinux_2_28",
+        without=("cmeel", "tomli"),
+    ),
+    Lock(
+        "roles/models/files/hf.in",
+        "roles/models/files/hf.lock",
+        "The model hub's own client.",
+        python=">=3.10,<3.15",
+        resolve_python="3.10",
+        platform="x86_64-manylinux_2_28",
+    ),
+)
+
+
+def run(*argv: str, cwd: Path = ROOT) -> str:
+    """Run a command and return its output; its own message is shown when it fails."""
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(argv[:4])} ... failed:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def tree_bytes(directory: Path) -> int:
+    """Return the sum of the sizes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+
+
+def measure(requirements: Path, python: str) -> tuple[int, int]:
+    """Return (bytes to download, bytes on disk) of a lock, by downloading and installing it."""
+    with tempfile.TemporaryDirectory() as scratch:
+        wheels, venv = Path(scratch) / "wheels", Path(scratch) / "venv"
+        run(UV, "venv", "--quiet", "--seed", "--python", python, str(venv))
+        before = tree_bytes(venv)
+        run(
+            str(venv / "bin" / "pip"), "download", "--quiet", "--no-deps", "--require-hashes",
+            "--dest", str(wheels), "--requirement", str(requirements),
+        )  # fmt: skip
+        run(
+            UV, "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--compile-bytecode",
+            "--python", str(venv / "bin" / "python"), "--requirement", str(requirements),
+        )  # fmt: skip
+        return tree_bytes(wheels), tree_bytes(venv) - before
+
+
+def make(lock: Lock) -> str:
+    """Return the lock's text as it would be made now; versions already locked stay when the .in file allows them."""
+    target = ROOT / lock.target
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "lock"
+        if target.exists():
+            out.write_text(target.read_text(encoding="utf-8"), encoding="utf-8")
+        argv = [UV, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
+        argv += ["--no-emit-index-url", "--python-version", lock.resolve_python]
+        argv += ["--python-platform", lock.platform] if lock.platform else ["--universal"]
+        for package in lock.without:
+            argv += ["--no-emit-package", package]
+        run(*argv, "--output-file", str(out), lock.source)
+        body = out.read_text(encoding="utf-8")
+        if not lock.purpose:
+            return body
+        download_bytes, environment_bytes = measure(out, lock.resolve_python)
+    header = "".join(f"# {line}\n" for line in lock.purpose.splitlines())
+    header += f"# Made by scripts/bump.py from {Path(lock.source).name}. Hashes: the package index.\n"
+    header += f"# gpurig: python={lock.python}\n"
+    header += f"# gpurig: download_bytes={download_bytes}\n# gpurig: environment_bytes={environment_bytes}\n"
+    return header + "".join(line for line in body.splitlines(keepends=True) if not line.startswith("#"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("locks", nargs="*")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a lock would change")
+    options = parser.parse_args()
+    stale = 0
+    for lock in LOCKS:
+        if options.locks and not any(word in lock.target for word in options.locks):
+            continue
+        target = ROOT / lock.target
+        text = make(lock)
+        if target.exists() and target.read_text(encoding="utf-8") == text:
+            print(f"{lock.target}: up to date")
+            continue
+        stale += 1
+        print(f"{lock.target}: {'would change' if options.check else 'written'}", flush=True)
+        if not options.check:
+            target.write_text(text, encoding="utf-8")
+    return 1 if options.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

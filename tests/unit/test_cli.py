@@ -1,0 +1,579 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The host tool: what it becomes, what it refuses, what it tells people."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.gpurig.llm.plugins.module_utils import cli, procfs, service_spec, services, supervisor
+from ansible_collections.gpurig.llm.plugins.module_utils.gpu_model import Card
+from ansible_collections.gpurig.llm.plugins.modules import host_tool
+
+pytest_plugins = ["ansible_collections.gpurig.llm.tests.rigs.plugin"]
+
+SLEEPER = ["/bin/sleep", "1000"]
+NO_DELAY = {"starts": 3, "window_s": 600, "delay_s": 0}
+
+
+class Rig:
+    """An installed rig of one directory with a blank in its name."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        names = ("bin", "tool", "envs", "uv", "python", "models", "cache", "log", "run")
+        paths = {name: f"{root}/{name}" for name in names}
+        paths |= {"root": str(root), "state": str(root), "config": f"{root}/etc"}
+        paths |= {"secrets": f"{root}/etc/secrets", "services": f"{root}/etc/services"}
+        paths |= {"supervisor_conf": f"{root}/etc/supervisord.conf", "supervisor_programs": f"{root}/etc/supervisor.d"}
+        paths |= {"supervisor_socket": f"{root}/run/supervisor.sock"}
+        self.paths = paths
+        self.host_json = f"{root}/etc/host.json"
+
+    def install(self, nvml_path: str = "") -> None:
+        rig = {"kind": "sandbox", "service_manager": "supervisord", "user": "", "paths": self.paths}
+        params = {"rig": rig, "python": sys.executable, "version": "", "user": "", "group": "", "nvml_path": nvml_path}
+        host_tool.apply(host_tool.plan(params, check=False)[0], sys.executable)
+        Path(self.paths["supervisor_conf"]).write_text(service_spec.render_supervisord_conf(self.paths))
+
+    @property
+    def host(self) -> services.Host:
+        return services.Host.load(self.host_json)
+
+    def write(self, name: str, argv: list[str], **more: Any) -> None:
+        spec = {"name": name, "argv": argv, "stop_timeout_s": 5, "restart": NO_DELAY, **more}
+        Path(self.host.record(name)).write_text(service_spec.to_json(spec))
+        Path(self.host.program_file(name)).write_text(service_spec.render(spec, "supervisord", self.paths))
+
+    def command(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+        """Run the installed tool."""
+        return subprocess.run(
+            [f"{self.root}/bin/gpurig", *words], capture_output=True, text=True, check=False, timeout=60, **more
+        )
+
+    def end(self) -> None:
+        own = [process.pid for process in procfs.processes() if process.root == str(self.root)]
+        assert procfs.end(own, grace_s=1.0) == []
+
+
+@pytest.fixture
+def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    made = Rig(Path(tempfile.mkdtemp(prefix="rig ", dir="/tmp")))
+    made.install()
+    monkeypatch.setenv("GPURIG_HOST_JSON", made.host_json)
+    yield made
+    made.end()
+    shutil.rmtree(made.root, ignore_errors=True)
+
+
+def wait_for(true: Callable[[], object], what: str, limit_s: float = 15.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not true():
+        assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
+        time.sleep(0.05)
+
+
+def tool(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """Run the tool in this process: (exit code, stdout, stderr)."""
+    code = cli.main(words)
+    seen = capsys.readouterr()
+    return code, seen.out, seen.err
+
+
+# --- exec
+
+
+def test_exec_becomes_the_engine_with_its_environment(rig: Rig) -> None:
+    secrets = Path(rig.paths["secrets"], "chat.env")
+    secrets.write_text("# made by the playbook\n\nLLAMA_API_KEY=s3 cret=='x'\nOTHER=\n")
+    rig.write("chat", SLEEPER)
+    show = "import json, os, signal, sys; print(json.dumps([dict(os.environ), sys.argv, os.getpid(), signal.getsignal(13)]))"
+    words = ["exec", "--name", "chat", "--secrets", str(secrets), "--env", "A=b c=d", "--env", "EMPTY=", "--"]
+    argv = [sys.executable, "-c", show, "an argument", "--", "--secrets", "$HOME"]
+    process = subprocess.Popen(
+        [f"{rig.root}/bin/gpurig", *words, *argv],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"PATH": os.environ["PATH"], "CALLER": "seen"},
+    )
+    environment, seen_argv, pid, _ = json.loads(process.communicate(timeout=30)[0])
+    assert pid == process.pid, "the engine is not the supervised process itself"
+    assert seen_argv == ["-c", "an argument", "--", "--secrets", "$HOME"]
+    assert {name: environment.get(name) for name in ("A", "EMPTY", "CALLER", "LLAMA_API_KEY", "OTHER")} == {
+        "A": "b c=d",
+        "EMPTY": "",
+        "CALLER": "seen",
+        "LLAMA_API_KEY": "s3 cret=='x'",
+        "OTHER": "",
+    }
+    assert environment["GPURIG_SERVICE"] == "chat"
+    assert environment["GPURIG_ROOT"] == str(rig.root)
+    assert not {"GPURIG_HOST_JSON", "PYTHONPATH", "CUDA_VISIBLE_DEVICES"} & set(environment)
+
+    run = services.read_run(rig.host, "chat")
+    assert run
+    assert run.pid == pid
+    assert run.boot_id == services.boot_id()
+    assert run.fingerprint == services.origin(rig.host, "chat", rig.host.spec("chat")).value
+    assert abs(run.started_at_s - time.time()) < 30
+    assert "s3 cret" not in Path(rig.host.run_record("chat")).read_text()
+
+
+def test_the_engine_does_not_inherit_pythons_deafness(rig: Rig) -> None:
+    rig.write("chat", SLEEPER)
+    done = rig.command("exec", "--name", "chat", "--", "/bin/cat", "/proc/self/status")
+    ignored = next(line for line in done.stdout.splitlines() if line.startswith("SigIgn"))
+    assert int(ignored.split()[1], 16) & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1)) == 0
+
+
+def test_the_budget_ends_with_78_and_says_what_to_do(rig: Rig) -> None:
+    rig.write("chat", ["/bin/true"])
+    words = ("exec", "--name", "chat", "--restart-budget", "2/600", "--restart-delay", "0.3", "--", "/bin/echo", "up")
+    began = time.monotonic()
+    first = rig.command(*words)
+    assert (first.returncode, first.stdout, first.stderr) == (0, "up\n", "")
+    undelayed_s = time.monotonic() - began
+    second = rig.command(*words)
+    assert (second.returncode, second.stdout) == (0, "up\n")
+    assert second.stderr == "gpurig exec: chat: start 2 in a row, waiting 0.3 s\n"
+    assert time.monotonic() - began > undelayed_s + 0.3
+    for _ in range(2):
+        third = rig.command(*words)
+        assert (third.returncode, third.stdout) == (78, "")
+        assert third.stderr.count("\n") == 1
+        assert "2 starts within 600 s, the restart budget is spent" in third.stderr
+        assert "gpurig logs chat" in third.stderr
+        assert "gpurig start chat" in third.stderr
+    assert services.read_starts(rig.host, "chat").spent
+    services.clear_budget(rig.host, "chat")
+    assert rig.command(*words).returncode == 0
+
+
+def test_starts_of_another_boot_and_a_broken_record_do_not_count(rig: Rig) -> None:
+    host = rig.host
+    services.write_starts(host, "chat", services.Starts((1.0, 2.0), 2, True))
+    record = Path(host.starts_record("chat"))
+    assert services.read_starts(host, "chat") == services.Starts((1.0, 2.0), 2, True)
+    for text in (record.read_text().replace(services.boot_id(), "another"), "{", "[]", '{"boot_id": 3}', ""):
+        record.write_text(text)
+        assert services.read_starts(host, "chat") == services.Starts()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        pytest.param(
+            ["--secrets", "/nowhere/x.env", "--", "/bin/true"], "/nowhere/x.env: No such file", id="no secrets"
+        ),
+        pytest.param(["--secrets", "SECRETS", "--", "/bin/true"], "line 2: is not NAME=VALUE", id="bad secrets"),
+        pytest.param(["--", "/nowhere/engine"], "cannot start /nowhere/engine: ", id="no program"),
+        pytest.param(["--gpu-role", "fast", "--", "/bin/true"], "GPU role 'fast' is unknown", id="no role"),
+        pytest.param(["--gpu-role", "empty", "--", "/bin/true"], "GPU role 'empty' has no cards", id="empty role"),
+        pytest.param([], "program is missing", id="no command"),
+        pytest.param(["--restart-budget", "5", "--", "/bin/true"], "5/600", id="bad budget"),
+        pytest.param(["--env", "novalue", "--", "/bin/true"], "--env, line 1: is not NAME=VALUE", id="bad variable"),
+        pytest.param(["--what", "--", "/bin/true"], "unrecognized arguments", id="unknown option"),
+    ],
+)
+def test_a_start_that_cannot_be_ends_with_78(
+    rig: Rig, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
+) -> None:
+    secrets = Path(rig.paths["secrets"], "chat.env")
+    secrets.write_text("A=1\nhush hush\n")
+    Path(rig.paths["config"], "gpu_roles.json").write_text('{"empty": []}')
+    rig.write("chat", SLEEPER)
+    before = signal.getsignal(signal.SIGPIPE), signal.getsignal(signal.SIGXFSZ)
+    code, out, err = tool(capsys, "exec", "--name", "chat", *[str(secrets) if w == "SECRETS" else w for w in words])
+    signal.signal(signal.SIGPIPE, before[0])
+    signal.signal(signal.SIGXFSZ, before[1])
+    assert (code, out) == (78, "")
+    assert expected in err
+    assert "hush" not in err
+
+
+def test_exec_without_a_record_or_a_host(
+    rig: Rig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, _, err = tool(capsys, "exec", "--name", "ghost", "--", "/bin/true")
+    assert (code, "ghost: no such service" in err) == (78, True)
+    monkeypatch.setenv("GPURIG_HOST_JSON", "/nowhere/host.json")
+    code, _, err = tool(capsys, "exec", "--name", "chat", "--", "/bin/true")
+    assert (code, "/nowhere/host.json: cannot be used" in err) == (78, True)
+    monkeypatch.delenv("GPURIG_HOST_JSON")
+    code, _, err = tool(capsys, "status")
+    assert (code, "GPURIG_HOST_JSON is not set" in err) == (1, True)
+    assert cli.main(["exec", "--help"]) == 0
+
+
+CARDS = [
+    Card(0, "GPU-aaaa", "0000:17:00.0", "NVIDIA GeForce RTX 3090 Ti"),
+    Card(1, "GPU-bbbb", "0000:65:00.0", "NVIDIA GeForce RTX 4090"),
+]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        (["GPU-bbbb"], [1]),
+        (["gpu-BBBB", "GPU-aaaa"], [1, 0]),
+        (["0000:17:00.0"], [0]),
+        (["00000000:65:00.0", "17:00.0"], [1, 0]),
+    ],
+)
+def test_cards_become_indices_in_the_roles_order(wanted: list[str], expected: list[int]) -> None:
+    assert cli.card_indices(wanted, CARDS, "r") == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "cards", "words"),
+    [
+        (["GPU-cccc"], CARDS, "card GPU-cccc does not answer. Cards that do: GPU-aaaa at 0000:17:00.0 .*3090 Ti"),
+        (["GPU-aaaa"], [], "Cards that do: none"),
+        (["GPU-aaaa", "0000:17:00.0"], CARDS, "names one card twice"),
+    ],
+)
+def test_cards_that_cannot_be_given(wanted: list[str], cards: list[Card], words: str) -> None:
+    with pytest.raises(cli.StartError, match=words):
+        cli.card_indices(wanted, cards, "r")
+
+
+def test_exec_gives_the_cards_of_the_role_by_index(rig: Rig, make_rig: Callable[..., Any]) -> None:
+    rig.install(make_rig("guide_x299").nvml_path)
+    rig.write("chat", SLEEPER, gpu_role="inference")
+    roles = Path(rig.paths["config"], "gpu_roles.json")
+    words = ("exec", "--name", "chat", "--gpu-role", "inference", "--", "/usr/bin/env")
+    for cards, expected in ((["0000:65:00.0"], "1"), (["0000:65:00.0", "0000:17:00.0"], "1,0")):
+        roles.write_text(json.dumps({"inference": cards}))
+        done = rig.command(*words, env={"PATH": os.environ["PATH"]})
+        assert done.returncode == 0, done.stderr
+        seen = dict(line.split("=", 1) for line in done.stdout.splitlines())
+        assert (seen["CUDA_VISIBLE_DEVICES"], seen["CUDA_DEVICE_ORDER"]) == (expected, "PCI_BUS_ID")
+        run = services.read_run(rig.host, "chat")
+        assert run
+        assert run.cards == tuple(cards)
+    roles.write_text(json.dumps({"inference": ["GPU-absent"]}))
+    wanted = services.origin(rig.host, "chat", rig.host.spec("chat"))
+    assert "its cards changed" in services.differences(run, wanted)[0]
+    done = rig.command(*words, env={"PATH": os.environ["PATH"]})
+    assert (done.returncode, "card GPU-absent does not answer" in done.stderr) == (78, True)
+
+
+@pytest.mark.parametrize("machine", ["driver_mismatch", "no_power_cable"])
+def test_exec_on_a_machine_with_a_broken_card_says_so(
+    rig: Rig, make_rig: Callable[..., Any], capsys: pytest.CaptureFixture[str], machine: str
+) -> None:
+    rig.install(make_rig(machine).nvml_path)
+    rig.write("chat", SLEEPER)
+    Path(rig.paths["config"], "gpu_roles.json").write_text(json.dumps({"inference": ["0000:01:00.0"]}))
+    done = rig.command("exec", "--name", "chat", "--gpu-role", "inference", "--", "/bin/true")
+    assert done.returncode == 78
+    assert "GPU role 'inference'" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_exec_ends_what_a_killed_engine_left_and_refuses_a_second_one(rig: Rig) -> None:
+    child = "import subprocess, time; subprocess.Popen(['/bin/sleep', '1001']); time.sleep(1000)"
+    rig.write("chat", [sys.executable, "-c", child])
+    assert rig.command("start").returncode == 0
+    engine = services.service_state(rig.host, "chat").pid
+
+    def workers() -> list[int]:
+        return [p.pid for p in procfs.processes() if p.root == str(rig.root) and p.command == "/bin/sleep 1001"]
+
+    wait_for(workers, "the engine's worker")
+    old = workers()
+    done = rig.command("exec", "--name", "chat", "--", "/bin/true")
+    assert (done.returncode, f"already runs as pid {engine}" in done.stderr) == (78, True)
+    assert workers() == old
+
+    os.kill(engine, signal.SIGKILL)
+    wait_for(lambda: workers() and workers() != old, "another worker")
+    assert not set(old) & set(workers()), "the killed engine's worker still holds the card"
+    log = Path(rig.paths["log"], "chat.log").read_text()
+    assert f"ending left-over sleep (pid {old[0]}," in log
+
+
+# --- start, stop, restart, status
+
+
+def test_start_status_restart_stop(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"engine": "llama_cpp", "model": "tiny", "url": "http://127.0.0.1:8000/v1"}
+    rig.write("chat", SLEEPER, labels=labels)
+    rig.write("code", SLEEPER)
+    assert tool(capsys, "status")[0] == 0
+    code, out, err = tool(capsys, "start")
+    assert (code, err) == (0, "")
+    pids = {name: services.service_state(rig.host, name).pid for name in ("chat", "code")}
+    assert out == f"chat: running (pid {pids['chat']})\ncode: running (pid {pids['code']})\n"
+    assert tool(capsys, "start")[:2] == (0, out), "a running service was started again"
+
+    code, out, _ = tool(capsys, "status")
+    heading, chat, other = out.splitlines()
+    assert heading.split() == "SERVICE STATE ENGINE MODEL URL UP SINCE RESTARTS STALE".split()
+    assert chat.split()[:5] == ["chat", "running", "llama_cpp", "tiny", "http://127.0.0.1:8000/v1"]
+    assert chat.split()[-2:] == ["0", "-"]
+    assert other.split()[:5] == ["code", "running", "-", "-", "-"]
+    told = {service["name"]: service for service in json.loads(tool(capsys, "status", "--json")[1])}
+    assert told["chat"]["labels"] == labels
+    assert told["chat"]["fingerprint_running"] == told["chat"]["fingerprint_wanted"] != ""
+
+    rig.write("chat", SLEEPER, labels=labels, start_timeout_s=5)
+    code, out, _ = tool(capsys, "status")
+    assert out.splitlines()[1].endswith("stale")
+    assert out.splitlines()[-1] == f"chat: {rig.host.record('chat')} changed"
+
+    assert tool(capsys, "restart", "chat")[0] == 0
+    after = {name: services.service_state(rig.host, name).pid for name in ("chat", "code")}
+    assert after["chat"] not in {0, pids["chat"]}
+    assert after["code"] == pids["code"]
+
+    assert tool(capsys, "stop", "code")[:2] == (0, "code: stopped\n")
+    assert services.service_state(rig.host, "code").state == "stopped"
+    assert services.service_state(rig.host, "chat").pid == after["chat"]
+    assert tool(capsys, "stop")[0] == 0
+    assert supervisor.Supervisor(rig.paths).daemon_pid() is None
+    assert [p.in_words() for p in procfs.processes() if p.root == str(rig.root)] == []
+    assert tool(capsys, "stop")[0] == 0
+
+    code, _, err = tool(capsys, "start", "chat", "ghost")
+    assert (code, "ghost: no such service" in err, "chat, code" in err) == (1, True, True)
+    assert supervisor.Supervisor(rig.paths).daemon_pid() is None
+
+
+def test_start_of_a_broken_service_shows_its_last_lines(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.write("chat", ["/bin/sh", "-c", "echo out of memory; exit 1"])
+    code, out, _ = tool(capsys, "start")
+    assert code == 1
+    assert out.startswith("chat: budget spent\n")
+    assert "  out of memory\n" in out
+    out = tool(capsys, "status")[1]
+    assert "chat: its restart budget is spent: gpurig logs chat, then gpurig start chat" in out
+
+
+def test_stop_ends_what_a_killed_daemon_left(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.write("chat", SLEEPER)
+    tool(capsys, "start")
+    engine, daemon = services.service_state(rig.host, "chat").pid, supervisor.Supervisor(rig.paths).daemon_pid()
+    os.kill(daemon or 0, signal.SIGKILL)
+    code, out, _ = tool(capsys, "stop")
+    assert (code, f"ended left-over sleep (pid {engine}," in out) == (0, True)
+    assert procfs.read_process(engine) is None
+    tool(capsys, "start")
+    engine, daemon = services.service_state(rig.host, "chat").pid, supervisor.Supervisor(rig.paths).daemon_pid()
+    os.kill(daemon or 0, signal.SIGKILL)
+    code, out, _ = tool(capsys, "start")
+    assert (code, procfs.read_process(engine)) == (0, None)
+    assert f"ended left-over sleep (pid {engine}," in out
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "0s"), (59.9, "59s"), (60, "1m00s"), (3599, "59m59s"), (3600, "1h00m"), (90061, "1d01h")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert cli.duration(seconds) == text
+
+
+# --- logs, key
+
+
+def test_logs(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    rig.write("chat", SLEEPER)
+    code, _, err = tool(capsys, "logs", "chat")
+    assert (code, "chat: has no log yet" in err) == (1, True)
+    Path(rig.paths["log"], "chat.log").write_bytes(b"".join(b"line %d\n" % n for n in range(100)) + b"\xff\n")
+    assert tool(capsys, "logs", "chat", "-n", "2")[1] == "line 99\n\N{REPLACEMENT CHARACTER}\n"
+    assert len(tool(capsys, "logs", "chat")[1].splitlines()) == 50
+    assert tool(capsys, "logs", "chat", "-n", "0")[1] == ""
+    assert tool(capsys, "logs", "ghost")[0] == 1
+
+
+def test_logs_follow_through_a_rotation(rig: Rig) -> None:
+    rig.write("chat", SLEEPER)
+    log = Path(rig.paths["log"], "chat.log")
+    log.write_text("old\n")
+    process = subprocess.Popen(
+        [f"{rig.root}/bin/gpurig", "logs", "chat", "-n", "1", "-f"], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    try:
+        assert process.stdout.readline() == "old\n"
+        time.sleep(0.4)
+        with log.open("a") as stream:
+            stream.write("new\n")
+        assert process.stdout.readline() == "new\n"
+        log.rename(f"{log}.1")
+        log.write_text("rotated\n")
+        assert process.stdout.readline() == "rotated\n"
+    finally:
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        process.stdout.close()
+
+
+def test_following_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+
+    def change(_: float, turns: list[Callable[[], object]]) -> None:
+        turns.pop(0)()
+
+    turns: list[Callable[[], object]] = [
+        lambda: path.write_text("one\n"),
+        lambda: path.write_text("one\ntwo\n"),
+        lambda: path.write_text("x\n"),
+        path.unlink,
+        lambda: path.write_text("again\n"),
+    ]
+    found = cli.follow_file(str(path), lambda seconds: change(seconds, turns))
+    assert [next(found) for _ in range(4)] == ["one\n", "two\n", "x\n", "again\n"]
+
+
+def test_key(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    secrets = Path(rig.paths["secrets"], "chat.env")
+    rig.write("chat", SLEEPER, secrets_file=str(secrets))
+    rig.write("bare", SLEEPER)
+    code, _, err = tool(capsys, "key", "chat")
+    assert (code, "chat.env: No such file" in err) == (1, True)
+    secrets.write_text("OTHER=1\nEMPTY_API_KEY=\n")
+    code, _, err = tool(capsys, "key", "chat")
+    assert (code, "no variable that ends in API_KEY" in err) == (1, True)
+    secrets.write_text("OTHER=1\nLLAMA_API_KEY=the key\n")
+    assert tool(capsys, "key", "chat") == (0, "the key\n", "")
+    code, _, err = tool(capsys, "key", "bare")
+    assert (code, "no secrets file" in err) == (1, True)
+
+
+def test_a_reader_that_leaves_is_no_error(rig: Rig) -> None:
+    rig.write("chat", SLEEPER)
+    Path(rig.paths["log"], "chat.log").write_text("line\n" * 100_000)
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$0" logs chat -n 100000 2>&1 | head -n 1', f"{rig.root}/bin/gpurig"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=30,
+    )
+    assert done.stdout == "line\n"
+    assert done.stderr == ""
+
+
+# --- uninstall
+
+
+def fill(rig: Rig) -> None:
+    rig.write("chat", SLEEPER)
+    for name in ("models/weights.gguf", "envs/llama/file", "cache/x", "pages/data.db"):
+        path = rig.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+
+
+def test_uninstall_stops_removes_and_keeps_the_data(rig: Rig) -> None:
+    fill(rig)
+    assert rig.command("start").returncode == 0
+    done = rig.command("uninstall")
+    assert (done.returncode, "no terminal to ask on" in done.stderr) == (1, True)
+    assert f"keep   {rig.root}/models\n" in done.stdout
+    assert (rig.root / "bin" / "gpurig").exists()
+    assert services.service_state(rig.host, "chat").state == "running"
+
+    done = rig.command("uninstall", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert sorted(str(path.relative_to(rig.root)) for path in rig.root.rglob("*") if path.is_file()) == [
+        "models/weights.gguf",
+        "pages/data.db",
+    ]
+    assert sorted(path.name for path in rig.root.iterdir()) == ["models", "pages"]
+    assert [p.in_words() for p in procfs.processes() if p.root == str(rig.root)] == []
+
+
+def test_uninstall_with_purge_leaves_nothing(rig: Rig) -> None:
+    fill(rig)
+    done = rig.command("uninstall", "--purge", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert not rig.root.exists()
+
+
+def test_an_uninstall_that_was_killed_can_be_run_again(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    fill(rig)
+    plan = cli.plan_removal(rig.host, rig.host_json, purge=False)
+    assert plan.remove[-1] == rig.host_json
+    for path in plan.remove[:-1]:
+        cli._remove(path)
+    assert cli.plan_removal(rig.host, rig.host_json, purge=False).remove == (rig.host_json,)
+    assert tool(capsys, "uninstall", "--yes")[0] == 0
+    assert sorted(path.name for path in rig.root.iterdir()) == ["models", "pages"]
+
+
+@pytest.mark.parametrize(("answer", "removed"), [("yes", True), ("y", False), ("", False)])
+def test_uninstall_asks_on_a_terminal(rig: Rig, answer: str, removed: bool) -> None:
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(f"{rig.root}/bin/gpurig", ["gpurig", "uninstall"])
+    os.write(terminal, f"{answer}\n".encode())
+    wait_for(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, "its end")
+    os.close(terminal)
+    assert (rig.root / "bin" / "gpurig").exists() is not removed
+
+
+def test_uninstall_refuses_what_is_not_ours(
+    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described = json.loads(Path(rig.host_json).read_text())
+    elsewhere = tmp_path / "host.json"
+    for change, words in (
+        ({}, "is not the host.json"),
+        ({"config": str(tmp_path), "root": "/"}, "/ is not a directory of ours alone"),
+        ({"config": str(tmp_path), "state": "/tmp"}, "/tmp is not a directory of ours alone"),
+        ({"config": str(tmp_path), "state": str(Path.home())}, "is not a directory of ours alone"),
+    ):
+        paths = {**described["paths"], **change}
+        elsewhere.write_text(json.dumps({**described, "paths": paths}))
+        monkeypatch.setenv("GPURIG_HOST_JSON", str(elsewhere))
+        code, _, err = tool(capsys, "uninstall", "--purge", "--yes")
+        assert (code, words in err) == (1, True), err
+    assert (rig.root / "bin" / "gpurig").exists()
+    assert elsewhere.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda d: d["paths"].pop("run"), "its paths lack run"),
+        (lambda d: d.update(paths=3), "its paths lack bin, config"),
+        (lambda d: d.update(service_manager="init"), "'init'; needed: systemd or supervisord"),
+    ],
+)
+def test_a_broken_host_json(
+    rig: Rig, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    described = json.loads(Path(rig.host_json).read_text())
+    change(described)
+    Path(rig.host_json).write_text(json.dumps(described))
+    code, _, err = tool(capsys, "status")
+    assert (code, words in err, "Run the playbook again" in err) == (1, True, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_files_of_another_user_are_an_error_in_words(rig: Rig) -> None:
+    rig.root.chmod(0o755)
+    rig.write("chat", SLEEPER)
+    child = os.fork()
+    if not child:
+        os.setuid(65534)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        os._exit(cli.main(["exec", "--name", "chat", "--", "/bin/true"]))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 78
