@@ -46,16 +46,15 @@ def llama_arguments(instance: Mapping[str, Any], model_path: str) -> list[str]:
         raise AnsibleFilterError(str(error)) from error
 
 
-def report_rows(answers: Sequence[Mapping[str, Any]], health: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the report's rows from the loops of engine_answer and engine_health over the same instances."""
-    ready = {result["item"]["name"]: result.get("ready_s") for result in health}
+def report_rows(answers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the report's rows from the results of a loop of engine_answer over instances."""
     return [
         {
             "instance": result["item"]["name"],
             "engine": result["item"]["engine"],
             "model": result["item"]["model"],
             "url": f"http://127.0.0.1:{result['item']['port']}/v1",
-            "ready_s": ready.get(result["item"]["name"]),
+            "ready_s": result.get("ready_s"),
             "tokens_per_s": result["tokens_per_s"],
             "first_lines": [answer["first_line"] for answer in result["answers"]],
         }

@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Build a directory beside the one in use and put it in place in one step, so that a kill at any point is harmless.
+"""Build a directory beside the one in use, then put it in place; a kill at any point does no harm. (outside)
 
 What every builder here keeps to: one lock file per place; a directory is finished when its marker, written last, is
 there; it is built under another name and renamed; what lies around from a run that was cut off is removed.

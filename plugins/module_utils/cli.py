@@ -216,6 +216,8 @@ def exec_service(host: Host, order: Order) -> int:
             say(f"gpurig exec: {order.name}: GPU role {order.gpu_role}: index {environment['CUDA_VISIBLE_DEVICES']}")
         environment.pop(HOST_JSON, None)
         environment |= {procfs.SERVICE_MARK: order.name, procfs.ROOT_MARK: host.root, _KEEP_ENVIRON: "1"}
+        if not shutil.which(order.argv[0], path=environment.get("PATH", os.defpath)):
+            raise StartError(f"cannot start {order.argv[0]}: there is no such program. Run the playbook again.")  # noqa: TRY301
         write_run(host, order.name, origin(host, order.name, host.spec(order.name)), time.time())
         # Python ignores these two, and what a process ignores it would keep ignoring as the engine.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -234,7 +236,7 @@ def _exec_order(words: Sequence[str]) -> Order:
     parser.add_argument("--name", required=True)
     parser.add_argument("--gpu-role", default="", metavar="ROLE")
     parser.add_argument("--secrets", default="", metavar="FILE")
-    parser.add_argument("--restart-budget", type=parse_budget, metavar="STARTS/WINDOW_S")
+    parser.add_argument("--restart-budget", default="", metavar="STARTS/WINDOW_S")
     parser.add_argument("--restart-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
     parser.usage = parser.format_usage().removeprefix("usage: ").strip() + " -- PROGRAM [ARGUMENT...]"
@@ -243,13 +245,14 @@ def _exec_order(words: Sequence[str]) -> Order:
     argv = list(words[cut + 1 :])
     if not argv:
         parser.error("the program is missing; write it after --")
+    budget = None
+    environment: dict[str, str] = {}
     try:
+        budget = parse_budget(given.restart_budget) if given.restart_budget else None
         environment = parse_pairs(given.env, "--env")
-    except StartError as error:
+    except (BudgetError, StartError) as error:
         parser.error(str(error))
-    return Order(
-        given.name, argv, given.gpu_role, given.secrets, given.restart_budget, given.restart_delay, environment
-    )
+    return Order(given.name, argv, given.gpu_role, given.secrets, budget, given.restart_delay, environment)
 
 
 # --- status
@@ -385,7 +388,7 @@ def logs(host: Host, name: str, lines: int, follow: bool) -> int:
     if not Path(path).exists() and not follow:
         raise ToolError(f"{name}: has no log yet ({path} does not exist)")
     for line in log_lines(host, name, path, lines):
-        print(line)
+        print(line, flush=follow)
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
             for text in follow_file(path):
@@ -461,10 +464,13 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
     units = [host.program_file(name) for name in host.names()] if host.manager == "systemd" else []
     socket_dir = str(Path(Supervisor(paths).socket).parent)
     ours = [paths[name] for name in ("run", "log", "cache", "uv", "python") if name in paths]
-    if socket_dir not in {paths["run"], paths["config"]}:
+    if Path(socket_dir).name.startswith("gpurig-"):  # as layout names it when the socket does not fit below the root
         ours.append(socket_dir)
     config = [str(path) for path in sorted(Path(paths["config"]).iterdir()) if path.name != "host.json"]
     tool = [paths["envs"], paths["tool"], paths["bin"]]
+    stray = [path for path in [*ours, *tool] if path != socket_dir and not _below(path, tops)]
+    if stray:
+        raise ToolError(f"{', '.join(stray)}: lies outside of {', '.join(tops)}; nothing is removed. Correct {here}")
     kept: list[str] = []
     data: list[str] = []
     if purge:
@@ -479,6 +485,10 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
             with contextlib.suppress(OSError):
                 kept += [str(path) for path in sorted(Path(top).iterdir()) if not _covered(str(path), remove, tops)]
     return Removal(tuple(remove), tuple(kept))
+
+
+def _below(path: str, tops: Sequence[str]) -> bool:
+    return any(Path(top) in Path(os.path.normpath(path)).parents for top in tops)
 
 
 def _covered(path: str, removed: Sequence[str], tops: Sequence[str]) -> bool:
@@ -496,14 +506,15 @@ def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
             raise ToolError("nothing is removed: there is no terminal to ask on. To go ahead: gpurig uninstall --yes")
         if input("Remove all this? Type yes: ").strip() != "yes":
             raise ToolError("nothing is removed")
-    names = host.names()
     stop(host, [])
     if host.manager == "systemd":
-        systemd.order("disable", [systemd.unit_name(name) for name in names])
+        units = [systemd.unit_name(name) for name in host.names()]
+        systemd.order("disable", [unit for unit in units if systemd.show(unit).enabled])
+        for unit in units:
+            Path(host.unit_dir, unit).unlink(missing_ok=True)
+        systemd.daemon_reload()
     for path in plan.remove:
         _remove(path)
-        if path.startswith(f"{host.unit_dir}/"):
-            systemd.daemon_reload()
     for top in sorted({host.paths["root"], host.paths["config"], host.paths["state"]}, reverse=True):
         with contextlib.suppress(OSError):
             Path(top).rmdir()  # only when nothing of anybody's is left in it
@@ -581,7 +592,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; the last flush is quiet now
         return 0
-    except (ToolError, HostError, SupervisorError, SystemdError, BudgetError) as error:
+    except (ToolError, HostError, SupervisorError, SystemdError) as error:
         say(f"gpurig {verb}: {error}")
     except OSError as error:
         say(f"gpurig {verb}: {error.filename or ''}: {error.strerror}. Are you the user whom it belongs to?")

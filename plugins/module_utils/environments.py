@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The Python environment of one engine: what a lock names, installed by uv, beside the one that is in use.
+"""The Python environment of one engine: what a lock names, installed by uv, beside the one that is in use. (outside)
 
 <envs>/<name>/<lock id>/             a relocatable venv, with .complete.json, .manifest.json, requirements.lock
 <envs>/<name>/current -> <lock id>   switched last

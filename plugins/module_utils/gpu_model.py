@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a graphics card is to this collection: plain data, no I/O.
+"""What a graphics card is to this collection: plain data, no I/O. (pure)
 
 Power is in milliwatts (as NVML has it), memory in bytes, clocks in MHz, temperatures in degrees Celsius; results for
 people (`as_dict`) have watts. None always means 'not known', never zero: `Gpu.unavailable` says why.

@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One read-only look at a host's graphics cards: NVML, the PCI bus under /sys and the driver's files under /proc.
+"""One read-only look at a host's graphics cards: NVML, the PCI bus and the driver's files. (outside)
 
 Nothing here fails because a card, a driver or a reading is missing: the report names what is missing and why.
 """

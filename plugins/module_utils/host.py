@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Reads what tells a host's kind: files below /proc, /sys, /etc and /run. Changes nothing, starts nothing.
+"""Reads what tells a host's kind: files below /proc, /sys, /etc and /run. Changes nothing, starts nothing. (outside)
 
 Importable on Python 3.9, so that a host with too old a Python is told so in words.
 """

@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which Python interpreters a host has, and which of them an environment is built on.
+"""Which Python interpreters a host has, and which of them an environment is built on. (outside)
 
 Every candidate is run, because a name tells little: a pyenv shim may answer 'command not found', python3 may be a
 virtual environment's, a distribution's Python may lack ensurepip or Python.h.
@@ -10,6 +10,7 @@ virtual environment's, a distribution's Python may lack ensurepip or Python.h.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
@@ -47,6 +48,7 @@ print("gpurig:" + json.dumps({
     "bits": 64 if sys.maxsize > 2 ** 32 else 32,
     "base": getattr(sys, "_base_executable", None) or sys.executable,
     "is_venv": sys.prefix != sys.base_prefix,
+    "base_prefix": sys.base_exec_prefix,
     "library": os.path.dirname(os.__file__),
     "include": include[0] or include[1] or "",
     "headers": any(path and os.path.isfile(os.path.join(path, "Python.h")) for path in include),
@@ -133,10 +135,7 @@ def probe(path: str, source: str = "system") -> Interpreter:
     """
     answer = _ask(path)
     if answer["is_venv"]:
-        base = str(answer["base"])
-        answer = _ask(base)
-        if answer["is_venv"]:
-            raise ProbeError(f"is a virtual environment's, and {base}, which it was made from, is one as well")
+        answer = _ask_base(answer)
     real = os.path.realpath(str(answer["base"]))
     return Interpreter(
         path=real,
@@ -241,6 +240,18 @@ def _probe_or_reason(candidate: tuple[str, str]) -> Interpreter | str:
         return probe(*candidate)
     except ProbeError as error:
         return str(error)
+
+
+def _ask_base(answer: dict[str, Any]) -> dict[str, Any]:
+    # Before 3.11 a virtual environment of copies names itself as its base: then the base's prefix tells.
+    name = "python{}.{}".format(*answer["version"])
+    tried = [str(answer["base"]), f"{answer['base_prefix']}/bin/{name}"]
+    for base in tried:
+        with contextlib.suppress(ProbeError):
+            found = _ask(base)
+            if not found["is_venv"]:
+                return found
+    raise ProbeError(f"is a virtual environment's, and what it was made from does not run ({', '.join(tried)})")
 
 
 def _ask(path: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Where everything of ours lies on a host: one table of absolute paths per host kind. Pure."""
+"""Where everything of ours lies on a host: one table of absolute paths per host kind. (pure)"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What files a directory of ours held when it was finished, to see later that one is gone or was edited.
+"""What files a directory of ours held when it was finished, to see later that one is gone or was edited. (outside)
 
 Size and modification time are compared, not content: 60,000 files take a second, and that on every run. What Python
 writes by itself (__pycache__, *.pyc) and files that came later are not looked at.

@@ -142,7 +142,8 @@ def _predict(task: Task) -> Outcome:
         outcome.differences.insert(0, PUT_BACK.format(key=entry.name))
     outcome.before, outcome.after = _state_text(task, state), _final_text(task)
     if state.status == "complete" and state.record:
-        outcome.path = str(places.home / state.record.main) if cut_off else state.record.path
+        moved = cut_off and entry.source != "local"
+        outcome.path = str(places.home / state.record.main) if moved else state.record.path
         outcome.message = f"would renew the record of {entry.name}"
     elif entry.source == "local":
         root, verdict = _look_at_local(task, outcome)
@@ -227,6 +228,7 @@ def _fetch(task: Task) -> Outcome:
             raise
         finally:
             progress.close()
+            shutil.rmtree(places.client_home, ignore_errors=True)
         record = read_record(places.record)
         outcome.path = record.path
         _check_reader(task, record, outcome)
@@ -455,7 +457,6 @@ class _Run:
             if self.progress.due():
                 self.progress.set(max(0, tree_bytes(places.staging) - base))
 
-        home = places.staging_area / f"{places.key}.hf"
         try:
             return download(
                 client,
@@ -465,14 +466,12 @@ class _Run:
                 missing,
                 places.staging,
                 places.log,
-                home,
+                places.client_home,
                 on_tick=look,
                 keep_open=(self.lock,),
             )
         except HubNoSpaceError as exc:
             raise NoSpaceError(f"{places.models}: {exc}") from exc
-        finally:
-            shutil.rmtree(home, ignore_errors=True)
 
     def _verify_hub(self, plan: HubPlan, names: Sequence[str], files: dict[str, FileRecord]) -> dict[str, str]:
         """Hash what was downloaded; returns {path: what is wrong} and removes those files."""

@@ -92,6 +92,11 @@ class Places:
         return self.staging_area / f"{self.key}.lock"
 
     @property
+    def client_home(self) -> Path:
+        """Where a download client keeps its own files while it runs."""
+        return self.staging_area / f"{self.key}.hf"
+
+    @property
     def progress(self) -> Path:
         return self.staging_area / f"{self.key}.progress"
 
@@ -268,12 +273,14 @@ def require_space(place: Path, need_bytes: int, what: str) -> None:
 
 
 def megabytes(count: int) -> str:
-    """A size for people: '98 MB', '12.3 GB' (decimal, as disks and hubs count)."""
+    """A size for people: '480 kB', '98 MB', '1.5 GB' (decimal, as disks and hubs count)."""
     if count >= 10**10:
         return f"{count / 10**9:.0f} GB"
     if count >= 10**9:
         return f"{count / 10**9:.1f} GB"
-    return f"{count / 10**6:.0f} MB" if count >= 10**7 else f"{count / 10**6:.1f} MB"
+    if count >= 10**6:
+        return f"{count / 10**6:.0f} MB" if count >= 10**7 else f"{count / 10**6:.1f} MB"
+    return f"{count / 10**3:.0f} kB"
 
 
 def require_readable(path: Path, user: str | None) -> str | None:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 # ruff: noqa: N818 (the exceptions are named after the state they report, as NVML names its codes)
-"""The collection's only door to NVML, through the binding nvidia-ml-py (its module is called pynvml).
+"""The collection's only door to NVML, through the binding nvidia-ml-py, whose module is pynvml. (outside)
 
 The binding is imported when a library is opened, so that this file imports everywhere. Every code of NVML becomes
 one of the exceptions below, with plain words and a remedy. Power is in milliwatts. Nothing here decides: it reads,

@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Which engine runs an instance, and which instances one engine's role has to run: plain data in and out."""
+"""Which engine runs an instance, and which instances one engine's role has to run: plain data in and out. (pure)"""
 
 from __future__ import annotations
 

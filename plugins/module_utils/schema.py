@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The inventory: every `rig_*` variable as data, and `validate`, which finds everything wrong with a host's at once."""
+"""Every `rig_*` variable as data, and `validate`, which finds everything wrong with a host's at once. (pure)"""
 
 from __future__ import annotations
 

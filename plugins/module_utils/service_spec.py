@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""One description of a service, and its two renderings: a systemd unit and a supervisord program. Pure.
+"""One description of a service, and its two renderings: a systemd unit and a supervisord program. (pure)
 
 The command is the same in both, the host tool: `<bin>/gpurig exec --name NAME ... -- argv`. Secrets reach a service by
 file only, so no rendering can show one.

@@ -11,6 +11,7 @@ that becomes the engine: what that process was started from).
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -28,8 +29,9 @@ EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: starting again does not help
 LOG_LINES = 40
 POLL_S = 0.05
 SETTLE_S = 20.0
+RESTARTED_S = 3.0
 DEFAULT_STOP_TIMEOUT_S = 60.0
-_TAIL_BYTES = 256 * 1024
+_TAIL_BYTES = 64 * 1024
 
 GOOD = ("running", "finished")
 """States in which a service is what it should be; 'finished' is a oneshot that did its work."""
@@ -74,11 +76,16 @@ def write_text(path: str, text: str, mode: int = 0o644) -> None:
 
 def tail(path: str, lines: int) -> list[str]:
     """Return the last lines of a text file, oldest first; empty when it cannot be read."""
+    wanted_bytes = _TAIL_BYTES
     try:
         with Path(path).open("rb") as stream:
             size = stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, size - _TAIL_BYTES))
-            text = stream.read()
+            while True:
+                stream.seek(max(0, size - wanted_bytes))
+                text = stream.read()
+                if wanted_bytes >= size or text.count(b"\n") > lines:
+                    break
+                wanted_bytes *= 4
     except OSError:
         return []
     return text.decode(errors="replace").splitlines()[-lines:] if lines > 0 else []
@@ -124,7 +131,7 @@ class Host:
     unit_dir: str = systemd.UNIT_DIR
 
     @classmethod
-    def from_rig(cls, rig: Mapping[str, Any], unit_dir: str = "") -> Host:
+    def from_rig(cls, rig: Mapping[str, Any]) -> Host:
         """Return the host of the rig facts; what only the installed tool knows is read from its host.json."""
         paths = dict(rig["paths"])
         known = read_json(f"{paths['config']}/host.json") or {}
@@ -137,7 +144,7 @@ class Host:
             python=str(known.get("python", "")),
             version=str(known.get("version", "")),
             nvml_path=str(known.get("nvml_path", "")),
-            unit_dir=unit_dir or systemd.UNIT_DIR,
+            unit_dir=str(known.get("unit_dir") or systemd.UNIT_DIR),
         )
 
     @classmethod
@@ -295,6 +302,17 @@ def read_run(host: Host, name: str) -> Run | None:
         return None
 
 
+def is_engine(host: Host, run: Run | None, pid: int) -> bool:
+    """Return whether the process `pid` was started by the run on record and is no longer `gpurig exec` itself."""
+    if run is None or not run.is_process(pid):
+        return False
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return False
+    return (f"{host.paths['tool']}/current", "exec") not in itertools.pairwise(words)
+
+
 def write_run(host: Host, name: str, seen: Origin, now_s: float) -> None:
     """Record that this very process now becomes the service."""
     pid = os.getpid()
@@ -420,19 +438,14 @@ class Manager(Protocol):
 def supervisor_state(program: Program, spent: bool, oneshot: bool) -> str:
     """Return our word for supervisord's state (supervisor/states.py)."""
     state = program.state
-    if state in {"STARTING", "BACKOFF"}:
+    if state in {"RUNNING", "STOPPING", "STOPPED"}:
+        return state.lower()
+    if state == "EXITED" and oneshot and program.exit_status == 0:
+        return "finished"
+    # A server that ended with anything but 78 is between two starts: our program files say exitcodes=78.
+    if state in {"STARTING", "BACKOFF"} or (state == "EXITED" and not oneshot and program.exit_status != EXIT_CONFIG):
         return "starting"
-    if state == "RUNNING":
-        return "running"
-    if state == "STOPPING":
-        return "stopping"
-    if state == "STOPPED":
-        return "stopped"
-    if spent:
-        return "budget_spent"
-    if state == "EXITED" and program.exit_status == 0:
-        return "finished" if oneshot else "stopped"
-    return "failed"
+    return "budget_spent" if spent else "failed"
 
 
 def systemd_state(unit: systemd.Unit, spent: bool) -> str:
@@ -638,7 +651,7 @@ def service_state(host: Host, name: str, lines: int = LOG_LINES) -> ServiceState
     view = manager_of(host).view(name, oneshot)
     run = read_run(host, name)
     wanted = origin(host, name, spec)
-    current = run is not None and run.is_process(view.pid)
+    current = is_engine(host, run, view.pid)
     state = settled_state(view, current)
     why = differences(run, wanted) if run and (current or state == "finished") else []
     labels = {str(key): str(value) for key, value in (spec.get("labels") or {}).items()}
@@ -676,13 +689,23 @@ def read_service(rig: Mapping[str, Any], name: str, lines: int = LOG_LINES) -> S
 
 
 def wait_settled(host: Host, name: str, timeout_s: float = SETTLE_S) -> ServiceState:
-    """Wait until the process that was just started has become the engine, or has ended for good; return the picture."""
+    """Wait until the process that was just started has become the engine, or has ended for good; return the picture.
+
+    A oneshot has its own time to end. A service that was started again meanwhile gets only a moment more: it will
+    hardly become good.
+    """
+    spec = host.spec(name)
+    unsettled = {"starting", "stopping"}
+    if spec.get("oneshot"):
+        unsettled.add("running")
+        timeout_s = max(timeout_s, float(spec.get("start_timeout_s") or 0))
     deadline = time.monotonic() + timeout_s
     while True:
-        seen = service_state(host, name, lines=0)
-        settled = seen.state in {*GOOD, "failed", "budget_spent", "stopped"}
-        if settled or time.monotonic() > deadline:
-            return service_state(host, name)
+        seen = service_state(host, name)
+        if seen.state not in unsettled or time.monotonic() > deadline:
+            return seen
+        if seen.restarts:
+            deadline = min(deadline, time.monotonic() + RESTARTED_S)
         time.sleep(POLL_S)
 
 

@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""uv of one exact version on a host, from the package index by hash, and the Pythons that uv manages.
+"""uv of one exact version on a host, from the package index by hash, and the Pythons that uv manages. (outside)
 
 <uv>/<version>/bin/uv, uvx      the programs alone, they need no Python; with .complete.json and .manifest.json
 <uv>/current -> <version>
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pwd
 import re
 import shutil
 import sys
@@ -263,6 +264,14 @@ class PythonOutcome:
     interpreter: Interpreter | None
     changed: bool
     candidates: tuple[str, ...]
+
+
+def is_another_user(name: str) -> bool:
+    """Whether `name` is not the user who runs this; a user who is not there yet is another one."""
+    try:
+        return bool(name) and pwd.getpwnam(name).pw_uid != os.geteuid()
+    except KeyError:
+        return True
 
 
 def provide_python(

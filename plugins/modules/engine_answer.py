@@ -53,6 +53,9 @@ options:
     description: Longest time for one answer, in seconds.
     type: int
     default: 300
+  rig:
+    description: The facts of M(gpurig.llm.rig_facts), to return how long the service took to become ready.
+    type: dict
 extends_documentation_fragment: [gpurig.llm.attributes]
 attributes:
   check_mode:
@@ -108,6 +111,10 @@ tokens_per_s:
   description: Completion tokens of all answers over the seconds they took, prompt processing included.
   returned: success
   type: float
+ready_s:
+  description: Seconds from the start of the service's process to its first healthy answer, as the start measured it.
+  returned: when O(rig) is given and it was measured
+  type: float
 counter_rise:
   description: By how much the engine's counter of generated tokens rose.
   returned: success
@@ -124,6 +131,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import (
     read_key,
     token_counters,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.services import read_ready_s, read_service
 
 # The counter is written after the reply is sent; engines that do so were seen to take less than a second.
 COUNTER_WAIT_S = 5.0
@@ -176,6 +184,7 @@ def main() -> None:
             "questions": {"type": "list", "elements": "str", "required": True},
             "max_tokens": {"type": "int", "default": 128, "no_log": False},
             "timeout_s": {"type": "int", "default": 300},
+            "rig": {"type": "dict"},
         },
         supports_check_mode=True,
     )
@@ -183,7 +192,9 @@ def main() -> None:
         result = interview(module.params)
     except EngineError as error:
         module.fail_json(msg=f"{module.params['name']}: {error}")
-    module.exit_json(changed=False, **result)
+    rig, name = module.params["rig"], module.params["name"]
+    ready_s = read_ready_s(rig, name, read_service(rig, name, lines=0)) if rig else None
+    module.exit_json(changed=False, **result, **({} if ready_s is None else {"ready_s": ready_s}))
 
 
 if __name__ == "__main__":

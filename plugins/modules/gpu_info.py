@@ -104,7 +104,7 @@ gpus:
   elements: dict
   contains:
     index:
-      description: NVML's number. It changes when cards move; name cards by O(ignore:uuid) or PCI address.
+      description: NVML's number. It changes when cards move; name cards by C(uuid) or PCI address.
       type: int
     cuda_index:
       description: CUDA's number under C(CUDA_DEVICE_ORDER=PCI_BUS_ID).

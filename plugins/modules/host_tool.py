@@ -16,7 +16,8 @@ description:
   - Installs the tool C(gpurig), which starts services, keeps their restart budgets and answers C(status), C(logs),
     C(start), C(stop) and C(uninstall) on the host without Ansible. It is made of the same files as the modules, taken
     from what Ansible ships with this module.
-  - Writes C(host.json), which tells the tool what this host is.
+  - Writes C(host.json), which tells the tool what this host is, and on hosts without systemd the configuration of
+    supervisord.
   - Whatever is missing, damaged or has another mode is repaired and reported. Of older versions of the tool the last
     one is kept.
 options:
@@ -102,6 +103,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils import (
     supervisor,
     systemd,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, render_supervisord_conf
 
 # All that cli imports, directly or not; a test compares. Imported by name, so that Ansible ships them with this module.
 TOOL_MODULES: tuple[ModuleType, ...] = (
@@ -123,6 +125,7 @@ _DIRECTORY_MODE = 0o755
 _LOG_MODE = 0o750
 _FILE_MODE = 0o644
 _PROGRAM_MODE = 0o755
+_PRIVATE_MODE = 0o600
 
 # Directories that belong to whoever installs, and those that the services write.
 _OURS = ("root", "bin", "tool", "envs", "uv", "python", "config", "secrets", "services", "supervisor_programs")
@@ -394,6 +397,8 @@ def plan(params: Mapping[str, Any], check: bool) -> tuple[list[Step], str]:
         "nvml_path": params["nvml_path"],
     }
     steps += plan_file(host_json, json.dumps(described, indent=2, sort_keys=True) + "\n", _FILE_MODE, ours, show=True)
+    if rig["service_manager"] == "supervisord" and "supervisor_conf" in paths:
+        steps += plan_file(paths["supervisor_conf"], render_supervisord_conf(paths), _PRIVATE_MODE, ours, show=True)
     # Last what makes the new version the one in use: a run that is killed before leaves the old one working.
     old = plan_versions(paths["tool"], version)
     steps += plan_link(f"{paths['tool']}/current", version)
@@ -427,7 +432,7 @@ def main() -> None:
         steps, home = plan(params, module.check_mode)
         if not module.check_mode:
             apply(steps, params["python"])
-    except InstallError as error:
+    except (InstallError, SpecError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(

@@ -13,8 +13,9 @@ version_added: 0.1.0
 author: [gpurig.llm maintainers (@gpurig)]
 description:
   - >-
-    Has uv install what the lock names, every file checked by its hash, into C(<envs_dir>/<name>/<lock id>), and then
-    points the link C(<envs_dir>/<name>/current) to it. The lock id is the first 16 hex digits of the SHA-256 of its text.
+    Has uv install what the lock names, every file checked by its hash, into C(<envs_dir>/<name>/<lock id>), and
+    then points the link C(<envs_dir>/<name>/current) to it. The lock id is the first 16 hex digits of the SHA-256
+    of its text.
   - The environment in use is not touched meanwhile. When anything fails, C(current) stays as it was.
   - >-
     On every run each file is compared with what it was when the environment was finished. A damaged environment is
@@ -29,8 +30,11 @@ options:
     description: >-
       The lock on the host, a requirements file with hashes. Comment lines such as C(# gpurig: python=>=3.10,<3.15)
       say what it needs (C(python), C(needs_headers), C(download_bytes), C(environment_bytes), C(platform)).
+      This or O(lock_text) is required.
     type: path
-    required: true
+  lock_text:
+    description: The text of the lock, in place of a file on the host.
+    type: str
   envs_dir:
     description: Directory of all environments.
     type: path
@@ -42,7 +46,15 @@ options:
   python:
     description: >-
       Interpreter to build on, see M(gpurig.llm.python_interpreter). Not used when nothing has to be built; an
-      environment that is there and works stays, also when a newer Python has come.
+      environment that is there and works stays, also when a newer Python has come. Empty looks for one that fits the
+      lock, which needs O(python_dir).
+    type: str
+    default: ""
+  python_dir:
+    description: Directory of uv's managed Pythons, where uv may install one when the host has none that fits.
+    type: path
+  user:
+    description: Who is to run the environment; a Python that only its owner may read does not do for another user.
     type: str
     default: ""
   cache_dir:
@@ -139,6 +151,7 @@ download_bytes:
   type: int
 """
 
+import dataclasses
 import time
 from pathlib import Path
 from typing import Any
@@ -146,13 +159,18 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.building import BuildError
 from ansible_collections.gpurig.llm.plugins.module_utils.environments import LOG, Wish, converge
+from ansible_collections.gpurig.llm.plugins.module_utils.interpreters import Need
 from ansible_collections.gpurig.llm.plugins.module_utils.lockfile import parse
+from ansible_collections.gpurig.llm.plugins.module_utils.uv_install import PythonWish, is_another_user, provide_python
 
 SHOWN_AT_MOST = 50
 
 
-def read_lock(module: AnsibleModule, path: Path) -> str:
+def read_lock(module: AnsibleModule) -> str:
     """The lock's text. In check mode an earlier task may only say that it would put the lock there."""
+    if module.params["lock_text"] is not None:
+        return str(module.params["lock_text"])
+    path = Path(module.params["lock"])
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -170,6 +188,7 @@ def read_lock(module: AnsibleModule, path: Path) -> str:
                 seconds=0.0,
                 progress_file="",
                 download_bytes=0,
+                diff={"before": "", "after": f"environment {module.params['name']} of {path}\n"},
             )
         module.fail_json(msg=f"lock: {path} is not there. Copy the lock to the host first.")
     except (OSError, ValueError) as error:
@@ -177,20 +196,35 @@ def read_lock(module: AnsibleModule, path: Path) -> str:
     return ""
 
 
+def chosen_python(wish: Wish, params: dict[str, Any]) -> str:
+    """The interpreter to build on: empty when nothing has to be built. Raises NoPythonError with every way out."""
+    if not any(step.action == "build" for step in converge(wish, check=True).steps):
+        return ""
+    lock = parse(wish.lock_text)
+    need = Need(lock.python, headers=lock.needs_headers, for_everyone=is_another_user(params["user"]))
+    found = provide_python(PythonWish(need, params["uv"], Path(params["python_dir"]), params["wait_s"])).interpreter
+    return found.path if found else ""
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "lock": {"type": "path", "required": True},
+            "lock": {"type": "path"},
+            "lock_text": {"type": "str"},
             "envs_dir": {"type": "path", "required": True},
             "uv": {"type": "path", "required": True},
             "python": {"type": "str", "default": ""},
+            "python_dir": {"type": "path"},
+            "user": {"type": "str", "default": ""},
             "cache_dir": {"type": "path", "required": True},
             "keep": {"type": "int", "default": 1},
             "margin_bytes": {"type": "int", "default": 256 << 20},
             "wait_s": {"type": "float", "default": 1800},
             "timeout_s": {"type": "float", "default": 7200},
         },
+        required_one_of=[("lock", "lock_text")],
+        mutually_exclusive=[("lock", "lock_text")],
         supports_check_mode=True,
     )
     params = module.params
@@ -199,7 +233,7 @@ def main() -> None:
     began = time.monotonic()
     wish = Wish(
         name=params["name"],
-        lock_text=read_lock(module, Path(params["lock"])),
+        lock_text=read_lock(module),
         envs_dir=Path(params["envs_dir"]),
         uv=params["uv"],
         python=params["python"] or "",
@@ -210,6 +244,8 @@ def main() -> None:
         timeout_s=params["timeout_s"],
     )
     try:
+        if not wish.python and params["python_dir"] and not module.check_mode:
+            wish = dataclasses.replace(wish, python=chosen_python(wish, params))
         outcome = converge(wish, module.check_mode)
     except BuildError as error:
         module.fail_json(msg=str(error), progress_file=str(wish.home / LOG))

@@ -94,22 +94,17 @@ progress_file:
   type: str
 """
 
-import os
-import pwd
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.building import BuildError
 from ansible_collections.gpurig.llm.plugins.module_utils.interpreters import Need
-from ansible_collections.gpurig.llm.plugins.module_utils.uv_install import PYTHON_LOG, PythonWish, provide_python
-
-
-def is_another_user(name: str) -> bool:
-    """Whether `name` is not the user who runs this; a user who is not there yet is another one."""
-    try:
-        return bool(name) and pwd.getpwnam(name).pw_uid != os.geteuid()
-    except KeyError:
-        return True
+from ansible_collections.gpurig.llm.plugins.module_utils.uv_install import (
+    PYTHON_LOG,
+    PythonWish,
+    is_another_user,
+    provide_python,
+)
 
 
 def main() -> None:

@@ -197,6 +197,10 @@ ansible_facts:
           type: int
           returned: success
           sample: 67430551552
+        python_venv:
+          description: Whether the Python that the modules run on can make virtual environments.
+          type: bool
+          returned: success
         python_version:
           description: The Python that ran this module.
           type: str
@@ -219,6 +223,7 @@ problems:
   elements: str
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -255,7 +260,9 @@ def main() -> None:
         module.fail_json(msg=str(error), problems=list(error.problems))
     for warning in facts.warnings:
         module.warn(warning)
-    module.exit_json(changed=False, ansible_facts={"rig": facts.as_dict()})
+    # Debian ships Python without ensurepip; python3-venv brings it.
+    rig = {**facts.as_dict(), "python_venv": find_spec("ensurepip") is not None}
+    module.exit_json(changed=False, ansible_facts={"rig": rig})
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ short_description: Make a service run, stop it or remove it
 version_added: 0.1.0
 author: [gpurig.llm maintainers (@gpurig)]
 description:
-  - Lets systemd or supervisord know the service, whose files the role C(service) has written, and starts it.
+  - Writes the record of the service and the manager's file when their texts are given, lets systemd or supervisord
+    know the service, and starts it.
   - A service that runs is restarted only when something that it was started from has changed since. That is its record,
     the manager's file, the files of O(ignore:inputs) in its record, its secrets, the environment that its command
     names, and the cards of its GPU role. Not who changed them counts, but what the running process was started from.
@@ -40,16 +41,19 @@ options:
     description: The facts of M(gpurig.llm.rig_facts).
     type: dict
     required: true
+  record_text:
+    description: What the record of the service is to hold, see P(gpurig.llm.service_record#filter). For V(started).
+    type: str
+  program_text:
+    description:
+      - What the manager's file is to hold, see P(gpurig.llm.service_unit#filter). For V(started).
+    type: str
   pending:
     description:
       - Whether an earlier step of this very run changes the files of the service. It matters in check mode only, where
         that step has not written them.
     type: bool
     default: false
-  unit_dir:
-    description: Where units lie.
-    type: path
-    default: /etc/systemd/system
 extends_documentation_fragment: [gpurig.llm.attributes]
 attributes:
   check_mode:
@@ -112,6 +116,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     ServiceState,
     clear_budget,
     differences,
+    is_engine,
     manager_of,
     origin,
     read_json,
@@ -121,6 +126,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     settled_state,
     stop_timeout_s,
     wait_settled,
+    write_text,
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import SupervisorError
 
@@ -148,7 +154,7 @@ def plan_started(host: Host, name: str, pending: bool) -> Plan:
     while True:
         view = manager.view(name, bool(spec.get("oneshot")))
         run = read_run(host, name)
-        state = settled_state(view, run is not None and run.is_process(view.pid))
+        state = settled_state(view, is_engine(host, run, view.pid))
         # A process that was started a moment ago, by a supervisord that just came up, say, is no reason for a restart.
         if state != "starting" or not view.pid or time.monotonic() > deadline:
             break
@@ -189,7 +195,10 @@ def apply_started(host: Host, name: str, plan: Plan) -> ServiceState:
     seen = wait_settled(host, name)
     if seen.state not in GOOD:
         last = next((line for line in reversed(seen.log_tail) if line.strip()), "its log is empty")
-        raise RunError(f"{name}: is {seen.state.replace('_', ' ')} after its start. Last line of its log: {last}")
+        again = f", for the {seen.restarts + 1}. time" if seen.state == "starting" and seen.restarts else ""
+        raise RunError(
+            f"{name}: is {seen.state.replace('_', ' ')} after its start{again}. Last line of its log: {last}"
+        )
     return seen
 
 
@@ -230,16 +239,41 @@ def look(host: Host, name: str) -> ServiceState:
     return service_state(host, name)
 
 
-def converge(host: Host, params: dict[str, Any], check: bool) -> tuple[Plan, ServiceState]:
+def read_text(path: str) -> str:
+    """Return the file's text; empty when it is not there or cannot be read as text, so that it is written anew."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def plan_files(host: Host, params: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return (path, text now, text to be) of the files that differ; the record first, which makes the rest ours."""
+    if params["state"] != "started":
+        return []
+    name = params["name"]
+    wanted = ((host.record(name), params["record_text"]), (host.program_file(name), params["program_text"]))
+    seen = [(path, read_text(path), text) for path, text in wanted if text is not None]
+    return [(path, before, after) for path, before, after in seen if before != after]
+
+
+def converge(
+    host: Host, params: dict[str, Any], files: list[tuple[str, str, str]], check: bool
+) -> tuple[Plan, ServiceState]:
     """Return what was to do and how the service is now; in check mode nothing is done."""
     name, state = params["name"], params["state"]
+    written = [f"{path} {'changes' if before else 'is new'}" for path, before, _after in files]
+    if not check:
+        for path, _before, after in files:
+            write_text(path, after)
     if state == "started":
         missing = plan_first(host, name)
         if missing and not check:
             raise RunError(f"{name}: {', '.join(missing)} is missing. The role service writes it; run the role.")
         if missing:
             return Plan([f"would start: {path} does not exist yet" for path in missing], restart=True), look(host, name)
-        plan = plan_started(host, name, params["pending"] and check)
+        plan = plan_started(host, name, check and (params["pending"] or bool(files)))
+        plan = Plan([*written, *plan.reasons], plan.restart)
         if plan.reasons and not check:
             return plan, apply_started(host, name, plan)
     elif state == "stopped":
@@ -260,19 +294,21 @@ def main() -> None:
             "state": {"type": "str", "choices": ["started", "stopped", "absent"], "default": "started"},
             "manager": {"type": "str", "choices": ["", "systemd", "supervisord"], "default": ""},
             "rig": {"type": "dict", "required": True},
+            "record_text": {"type": "str"},
+            "program_text": {"type": "str"},
             "pending": {"type": "bool", "default": False},
-            "unit_dir": {"type": "path", "default": systemd.UNIT_DIR},
         },
         supports_check_mode=True,
     )
     params = module.params
     rig = dict(params["rig"])
     rig["service_manager"] = params["manager"] or rig["service_manager"]
-    host = Host.from_rig(rig, params["unit_dir"])
+    host = Host.from_rig(rig)
     name, wanted = params["name"], params["state"]
     try:
         file_name({"name": name}, host.manager)
-        plan, seen = converge(host, params, module.check_mode)
+        files = plan_files(host, params)
+        plan, seen = converge(host, params, files, module.check_mode)
     except (RunError, HostError, SpecError, SupervisorError, systemd.SystemdError) as error:
         module.fail_json(msg=str(error), log_tail=tail_or_nothing(host, name))
     except OSError as error:
@@ -283,10 +319,13 @@ def main() -> None:
         service_state=seen.state,
         pid=seen.pid,
         started_at_s=seen.since_s,
-        diff={
-            "before": "".join(f"{reason}\n" for reason in plan.reasons),
-            "after": f"{name}: {wanted}\n" if plan.reasons else "",
-        },
+        diff=[
+            *({"before_header": path, "after_header": path, "before": old, "after": new} for path, old, new in files),
+            {
+                "before": "".join(f"{reason}\n" for reason in plan.reasons),
+                "after": f"{name}: {wanted}\n" if plan.reasons else "",
+            },
+        ],
     )
 
 

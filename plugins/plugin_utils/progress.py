@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import time
+from pathlib import PurePosixPath
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -20,11 +21,17 @@ SAY_EVERY_S = 8.0
 display = Display()
 
 
+def megabytes(size_bytes: int) -> str:
+    """Return the size for a person: 93 MB, 3.4 MB, 0.4 MB."""
+    return f"{size_bytes / 1e6:.{0 if size_bytes >= 1e7 else 1}f} MB"
+
+
 class ProgressAction(ActionBase):
     """Ask the module in check mode first; only when it has work to do, let it work in the background and report.
 
     A module cannot print while it works. The module's check mode result may say `download_bytes`, which is announced
-    before the work starts, and may name a `progress_file` on the host, whose last line is shown meanwhile. A second run, which has nothing to do, costs one ordinary module call.
+    before the work starts, and may name a `progress_file` on the host, whose last line is shown meanwhile. A second
+    run, which has nothing to do, costs one ordinary module call.
     """
 
     module = ""
@@ -53,7 +60,7 @@ class ProgressAction(ActionBase):
     ) -> dict[str, Any]:
         label = f"[{task_vars.get('inventory_hostname', '')}] {args.get('name') or self.module}"
         if download_bytes:
-            display.display(f"  {label}: downloading about {max(download_bytes / 1e6, 0.1):.{0 if download_bytes >= 1e7 else 1}f} MB")
+            display.display(f"  {label}: downloading about {megabytes(download_bytes)}")
         before = self._task.async_val
         self._task.async_val = LONGEST_S
         try:
@@ -62,7 +69,8 @@ class ProgressAction(ActionBase):
             self._task.async_val = before
         if "ansible_job_id" not in started:
             return started
-        job_dir = self._remote_expand_user(self.get_shell_option("async_dir", default="~/.ansible_async"))
+        # Not what `~` is to Ansible: it takes the passwd entry's home, the job took the environment's.
+        job_dir = str(PurePosixPath(started["results_file"]).parent)
         job = {"jid": started["ansible_job_id"], "_async_dir": job_dir}
         began = said = time.monotonic()
         poll_s = FIRST_POLL_S

@@ -33,7 +33,7 @@ enum {
     INSUFFICIENT_SIZE = 7, DRIVER_NOT_LOADED = 9, GPU_IS_LOST = 15, VERSION_MISMATCH = 25, UNKNOWN = 999
 };
 
-/* ---- text tables: '[section]', 'key = value', '#' comments ---------------------------------------------------- */
+/* ---- text tables: '[section]', 'key = value', '#' comments -------------------------------------------------- */
 struct entry { char *section, *key, *value; };
 struct table { struct entry *at; int n, room; };
 
@@ -110,7 +110,7 @@ static int table_load(struct table *t, const char *path)
     return 1;
 }
 
-/* ---- the rig's directory ---------------------------------------------------------------------------------------- */
+/* ---- the rig's directory ------------------------------------------------------------------------------------ */
 static char rig_dir[PATH_MAX];
 
 static void find_dir(void)
@@ -127,7 +127,8 @@ static void find_dir(void)
     char *slash = strrchr(rig_dir, '/');
     if (slash) *slash = 0; else strcpy(rig_dir, ".");
     snprintf(path, sizeof path, "%.4000s/rig.ini", rig_dir);
-    if (access(path, R_OK) && realpath(self.dli_fname, path)) {  /* the loader took a link: look beside the file itself */
+    if (access(path, R_OK) && realpath(self.dli_fname, path)) {
+        /* the loader took a link: look beside the file itself */
         snprintf(rig_dir, sizeof rig_dir, "%s", path);
         if ((slash = strrchr(rig_dir, '/'))) *slash = 0;
     }
@@ -139,7 +140,7 @@ static const char *in_dir(const char *name, char *out)
     return out;
 }
 
-/* ---- state shared by processes ---------------------------------------------------------------------------------- */
+/* ---- state shared by processes ------------------------------------------------------------------------------ */
 static struct table rig, state;
 static struct stat state_seen;
 
@@ -188,7 +189,7 @@ static int state_write(void)
     return !rename(temp, in_dir("state.ini", path));
 }
 
-/* ---- cards ---------------------------------------------------------------------------------------------------------- */
+/* ---- cards -------------------------------------------------------------------------------------------------- */
 struct card { int index; char section[16], uuid[96]; };
 typedef struct card *card_t;
 
@@ -205,7 +206,8 @@ static int is_card(const void *p)
 static const char *machine_get(const char *key) { return table_get(&rig, "machine", key); }
 static int is_true(const char *v) { return v && (!strcmp(v, "1") || !strcmp(v, "true") || !strcmp(v, "on")); }
 
-static const char *card_get(card_t c, const char *key)  /* what a setter stored, else the description; NULL: no such thing */
+/* What a setter stored, else what the description says; NULL: the card has no such thing. */
+static const char *card_get(card_t c, const char *key)
 {
     state_refresh();
     const char *v = table_get(&state, c->uuid, key);
@@ -213,7 +215,7 @@ static const char *card_get(card_t c, const char *key)  /* what a setter stored,
     return v && strcmp(v, "unsupported") ? v : NULL;
 }
 
-/* ---- driver life: settings are kept by persistence mode or by any open client ------------------------------------- */
+/* ---- driver life: settings are kept by persistence mode or by any open client ------------------------------- */
 static int keeps_settings(const char *uuid)
 {
     if (is_true(machine_get("persistenced"))) return 1;
@@ -258,7 +260,7 @@ static void client_leave(void)
     state_unlock(lock);
 }
 
-/* ---- injected faults: 'fault.<function> = CODE', '... CODE after N', '... CODE for N' ------------------------------- */
+/* ---- injected faults: 'fault.<function> = CODE', '... CODE after N', '... CODE for N' ----------------------- */
 static code_t fault_value(const char *section, const char *counter_section, const char *key)
 {
     const char *v = table_get(&rig, section, key);
@@ -306,7 +308,7 @@ static code_t gate_set(const char *function, card_t c)
     return geteuid() ? NO_PERMISSION : OK;
 }
 
-/* ---- journal -------------------------------------------------------------------------------------------------------- */
+/* ---- journal ------------------------------------------------------------------------------------------------ */
 static code_t journal(code_t r, const char *function, const void *c, const char *args, ...)
 {
     char path[PATH_MAX], line[512];
@@ -334,11 +336,12 @@ code_t nvml_sim_stub(const char *function, const void *first)
 {
     code_t r = !opened ? UNINITIALIZED : is_card(first) ? fault(function, (card_t)first) : OK;
     if (!r) r = NOT_SUPPORTED;
-    if (strstr(function, "Set") || strstr(function, "Reset") || strstr(function, "Clear")) journal(r, function, first, "");
+    if (strstr(function, "Set") || strstr(function, "Reset") || strstr(function, "Clear"))
+        journal(r, function, first, "");
     return r;
 }
 
-/* ---- typed access --------------------------------------------------------------------------------------------------- */
+/* ---- typed access ------------------------------------------------------------------------------------------- */
 static code_t get_number(const char *function, card_t c, const char *key, u64 *out)
 {
     code_t r = gate(function, c);
@@ -348,6 +351,15 @@ static code_t get_number(const char *function, card_t c, const char *key, u64 *o
     if (!v) return NOT_SUPPORTED;
     *out = strtoull(v, NULL, 0);
     return OK;
+}
+
+static code_t get_u32(const char *function, card_t c, const char *key, u32 *out)
+{
+    u64 v = 0;
+    code_t r = get_number(function, c, key, &v);
+    if (!r && !out) r = INVALID_ARGUMENT;
+    if (!r) *out = (u32)v;
+    return r;
 }
 
 static code_t copy_text(const char *v, char *out, u32 size)
@@ -377,7 +389,7 @@ static code_t store(const char *function, card_t c, const char *key, const char 
     return written ? OK : UNKNOWN;
 }
 
-/* ---- library and system --------------------------------------------------------------------------------------------- */
+/* ---- library and system ------------------------------------------------------------------------------------- */
 static int load_rig(void)
 {
     char path[PATH_MAX];
@@ -476,7 +488,7 @@ EXPORT code_t nvmlSystemGetProcessName(u32 pid, char *out, u32 size)
     return NOT_FOUND;
 }
 
-/* ---- finding a card ------------------------------------------------------------------------------------------------- */
+/* ---- finding a card ----------------------------------------------------------------------------------------- */
 EXPORT code_t nvmlDeviceGetCount_v2(u32 *out)
 {
     code_t r = opened ? fault(__func__, NULL) : UNINITIALIZED;
@@ -552,12 +564,11 @@ EXPORT code_t nvmlDeviceGetMinorNumber(card_t c, u32 *out)
     return r;
 }
 
-/* ---- readings ------------------------------------------------------------------------------------------------------- */
+/* ---- readings ----------------------------------------------------------------------------------------------- */
 #define TEXT(function, key) \
     EXPORT code_t function(card_t c, char *out, u32 size) { return get_text(#function, c, key, out, size); }
 #define NUMBER(function, key) \
-    EXPORT code_t function(card_t c, u32 *out) \
-    { u64 v = 0; code_t r = get_number(#function, c, key, &v); if (!r) { if (!out) return INVALID_ARGUMENT; *out = (u32)v; } return r; }
+    EXPORT code_t function(card_t c, u32 *out) { return get_u32(#function, c, key, out); }
 #define LONG(function, key) \
     EXPORT code_t function(card_t c, u64 *out) { return get_number(#function, c, key, out); }
 #define PAIR(function, first, second) \
@@ -624,7 +635,8 @@ EXPORT code_t nvmlDeviceGetClockInfo(card_t c, u32 type, u32 *out)
 }
 EXPORT code_t nvmlDeviceGetMaxClockInfo(card_t c, u32 type, u32 *out)
 {
-    static const char *const keys[4] = { "clock_graphics_max", "clock_graphics_max", "clock_memory_max", "clock_video_max" };
+    static const char *const keys[4] = { "clock_graphics_max", "clock_graphics_max", "clock_memory_max",
+                                         "clock_video_max" };
     return clock_of(__func__, c, type, keys, out);
 }
 EXPORT code_t nvmlDeviceGetTemperature(card_t c, u32 sensor, u32 *out)
@@ -730,10 +742,16 @@ static code_t processes(const char *function, card_t c, char kind, u32 *count, p
     *count = n;
     return n > room ? INSUFFICIENT_SIZE : OK;
 }
-EXPORT code_t nvmlDeviceGetComputeRunningProcesses_v3(card_t c, u32 *n, process_t *out) { return processes(__func__, c, 'c', n, out); }
-EXPORT code_t nvmlDeviceGetGraphicsRunningProcesses_v3(card_t c, u32 *n, process_t *out) { return processes(__func__, c, 'g', n, out); }
+EXPORT code_t nvmlDeviceGetComputeRunningProcesses_v3(card_t c, u32 *n, process_t *out)
+{
+    return processes(__func__, c, 'c', n, out);
+}
+EXPORT code_t nvmlDeviceGetGraphicsRunningProcesses_v3(card_t c, u32 *n, process_t *out)
+{
+    return processes(__func__, c, 'g', n, out);
+}
 
-/* ---- power ---------------------------------------------------------------------------------------------------------- */
+/* ---- power -------------------------------------------------------------------------------------------------- */
 static code_t power_limit(const char *function, card_t c, u32 *out)
 {
     u64 v = 0;
@@ -790,7 +808,7 @@ EXPORT code_t nvmlDeviceSetPowerManagementLimit_v2(card_t c, power_v2_t *p)
     return set_power(__func__, c, p->mw);
 }
 
-/* ---- other setters ---------------------------------------------------------------------------------------------------- */
+/* ---- other setters ------------------------------------------------------------------------------------------ */
 static code_t set_choice(const char *function, card_t c, const char *key, u32 value, u32 top)
 {
     char text[32];
@@ -822,7 +840,19 @@ static code_t unlock_clocks(const char *function, card_t c, const char *key, con
     if (!r) r = store(function, c, key, NULL);
     return journal(r, function, c, "");
 }
-EXPORT code_t nvmlDeviceSetGpuLockedClocks(card_t c, u32 low, u32 high) { return lock_clocks(__func__, c, "clocks_locked", "clock_graphics_max", low, high); }
-EXPORT code_t nvmlDeviceResetGpuLockedClocks(card_t c) { return unlock_clocks(__func__, c, "clocks_locked", "clock_graphics_max"); }
-EXPORT code_t nvmlDeviceSetMemoryLockedClocks(card_t c, u32 low, u32 high) { return lock_clocks(__func__, c, "memory_clocks_locked", "clock_memory_max", low, high); }
-EXPORT code_t nvmlDeviceResetMemoryLockedClocks(card_t c) { return unlock_clocks(__func__, c, "memory_clocks_locked", "clock_memory_max"); }
+EXPORT code_t nvmlDeviceSetGpuLockedClocks(card_t c, u32 low, u32 high)
+{
+    return lock_clocks(__func__, c, "clocks_locked", "clock_graphics_max", low, high);
+}
+EXPORT code_t nvmlDeviceResetGpuLockedClocks(card_t c)
+{
+    return unlock_clocks(__func__, c, "clocks_locked", "clock_graphics_max");
+}
+EXPORT code_t nvmlDeviceSetMemoryLockedClocks(card_t c, u32 low, u32 high)
+{
+    return lock_clocks(__func__, c, "memory_clocks_locked", "clock_memory_max", low, high);
+}
+EXPORT code_t nvmlDeviceResetMemoryLockedClocks(card_t c)
+{
+    return unlock_clocks(__func__, c, "memory_clocks_locked", "clock_memory_max");
+}

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -66,7 +67,7 @@ class Rig:
 
     def end(self) -> None:
         own = [process.pid for process in procfs.processes() if process.root == str(self.root)]
-        assert procfs.end(own, grace_s=1.0) == []
+        assert procfs.end(own, send=lambda pid, _: os.kill(pid, signal.SIGKILL)) == []
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_exec_becomes_the_engine_with_its_environment(rig: Rig) -> None:
     secrets = Path(rig.paths["secrets"], "chat.env")
     secrets.write_text("# made by the playbook\n\nLLAMA_API_KEY=s3 cret=='x'\nOTHER=\n")
     rig.write("chat", SLEEPER)
-    show = "import json, os, signal, sys; print(json.dumps([dict(os.environ), sys.argv, os.getpid(), signal.getsignal(13)]))"
+    show = "import json, os, sys; print(json.dumps([dict(os.environ), sys.argv, os.getpid()]))"
     words = ["exec", "--name", "chat", "--secrets", str(secrets), "--env", "A=b c=d", "--env", "EMPTY=", "--"]
     argv = [sys.executable, "-c", show, "an argument", "--", "--secrets", "$HOME"]
     process = subprocess.Popen(
@@ -109,7 +110,7 @@ def test_exec_becomes_the_engine_with_its_environment(rig: Rig) -> None:
         text=True,
         env={"PATH": os.environ["PATH"], "CALLER": "seen"},
     )
-    environment, seen_argv, pid, _ = json.loads(process.communicate(timeout=30)[0])
+    environment, seen_argv, pid = json.loads(process.communicate(timeout=30)[0])
     assert pid == process.pid, "the engine is not the supervised process itself"
     assert seen_argv == ["-c", "an argument", "--", "--secrets", "$HOME"]
     assert {name: environment.get(name) for name in ("A", "EMPTY", "CALLER", "LLAMA_API_KEY", "OTHER")} == {
@@ -271,6 +272,44 @@ def test_exec_gives_the_cards_of_the_role_by_index(rig: Rig, make_rig: Callable[
     assert (done.returncode, "card GPU-absent does not answer" in done.stderr) == (78, True)
 
 
+def test_the_environment_for_a_gpu_role(rig: Rig, make_rig: Callable[..., Any]) -> None:
+    rig.install(make_rig("guide_x299").nvml_path)
+    Path(rig.paths["config"], "gpu_roles.json").write_text('{"all": ["0000:65:00.0", "0000:17:00.0"]}')
+    assert cli.gpu_environment(rig.host, "all") == {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": "1,0",
+    }
+
+
+def test_starts_are_counted_within_the_window_and_since_the_last_start_on_purpose(rig: Rig) -> None:
+    order = cli.Order("chat", ["/bin/true"], budget=(3, 600))
+    assert [cli.spend_start(rig.host, order) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(cli.StartError, match="3 starts within 600 s"):
+        cli.spend_start(rig.host, order)
+    starts = services.read_starts(rig.host, "chat")
+    assert (starts.total, starts.spent) == (3, True)
+    old = tuple(time_s - 601 for time_s in starts.times_s)
+    services.write_starts(rig.host, "chat", services.Starts(old, 3, True))
+    assert cli.spend_start(rig.host, order) == 0
+    starts = services.read_starts(rig.host, "chat")
+    assert (len(starts.times_s), starts.total, starts.spent) == (1, 4, False)
+
+
+def test_a_left_over_process_of_the_service_is_ended_and_no_other(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    marks = [("chat", str(rig.root)), ("code", str(rig.root)), ("chat", "/elsewhere")]
+    processes = [
+        subprocess.Popen(SLEEPER, env={"GPURIG_SERVICE": service, "GPURIG_ROOT": root}) for service, root in marks
+    ]
+    try:
+        cli.end_predecessor(rig.host, "chat")
+        assert [process.poll() for process in processes] == [-signal.SIGTERM, None, None]
+        assert f"ending left-over sleep (pid {processes[0].pid}," in capsys.readouterr().err
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
 @pytest.mark.parametrize("machine", ["driver_mismatch", "no_power_cable"])
 def test_exec_on_a_machine_with_a_broken_card_says_so(
     rig: Rig, make_rig: Callable[..., Any], capsys: pytest.CaptureFixture[str], machine: str
@@ -322,7 +361,7 @@ def test_start_status_restart_stop(rig: Rig, capsys: pytest.CaptureFixture[str])
 
     code, out, _ = tool(capsys, "status")
     heading, chat, other = out.splitlines()
-    assert heading.split() == "SERVICE STATE ENGINE MODEL URL UP SINCE RESTARTS STALE".split()
+    assert heading.split() == ["SERVICE", "STATE", "ENGINE", "MODEL", "URL", "UP", "SINCE", "RESTARTS", "STALE"]
     assert chat.split()[:5] == ["chat", "running", "llama_cpp", "tiny", "http://127.0.0.1:8000/v1"]
     assert chat.split()[-2:] == ["0", "-"]
     assert other.split()[:5] == ["code", "running", "-", "-", "-"]
@@ -409,6 +448,8 @@ def test_logs_follow_through_a_rotation(rig: Rig) -> None:
         [f"{rig.root}/bin/gpurig", "logs", "chat", "-n", "1", "-f"], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout
+    watchdog = threading.Timer(20, process.kill)
+    watchdog.start()
     try:
         assert process.stdout.readline() == "old\n"
         time.sleep(0.4)
@@ -419,6 +460,7 @@ def test_logs_follow_through_a_rotation(rig: Rig) -> None:
         log.write_text("rotated\n")
         assert process.stdout.readline() == "rotated\n"
     finally:
+        watchdog.cancel()
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
         process.stdout.close()
@@ -460,7 +502,7 @@ def test_a_reader_that_leaves_is_no_error(rig: Rig) -> None:
     rig.write("chat", SLEEPER)
     Path(rig.paths["log"], "chat.log").write_text("line\n" * 100_000)
     done = subprocess.run(
-        ["/bin/sh", "-c", 'exec "$0" logs chat -n 100000 2>&1 | head -n 1', f"{rig.root}/bin/gpurig"],
+        ["/bin/sh", "-c", 'exec "$0" logs chat -n 100000 | head -n 1', f"{rig.root}/bin/gpurig"],
         capture_output=True,
         text=True,
         check=True,
@@ -522,11 +564,21 @@ def test_an_uninstall_that_was_killed_can_be_run_again(rig: Rig, capsys: pytest.
 def test_uninstall_asks_on_a_terminal(rig: Rig, answer: str, removed: bool) -> None:
     pid, terminal = pty.fork()
     if not pid:
-        os.execv(f"{rig.root}/bin/gpurig", ["gpurig", "uninstall"])
+        os.execv(f"{rig.root}/bin/gpurig", ["gpurig", "uninstall"])  # noqa: S606
     os.write(terminal, f"{answer}\n".encode())
     wait_for(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid, "its end")
     os.close(terminal)
     assert (rig.root / "bin" / "gpurig").exists() is not removed
+
+
+def test_uninstall_takes_the_socket_directory_only_when_it_is_ours(rig: Rig) -> None:
+    described = json.loads(Path(rig.host_json).read_text())
+    for place, taken in (("/tmp/gpurig-0-0123456789ab", True), ("/tmp", False)):
+        Path(place).mkdir(exist_ok=True)
+        paths = {**described["paths"], "supervisor_socket": f"{place}/supervisor.sock"}
+        Path(rig.host_json).write_text(json.dumps({**described, "paths": paths}))
+        assert (place in cli.plan_removal(rig.host, rig.host_json, purge=True).remove) is taken
+    Path("/tmp/gpurig-0-0123456789ab").rmdir()
 
 
 def test_uninstall_refuses_what_is_not_ours(
@@ -539,6 +591,8 @@ def test_uninstall_refuses_what_is_not_ours(
         ({"config": str(tmp_path), "root": "/"}, "/ is not a directory of ours alone"),
         ({"config": str(tmp_path), "state": "/tmp"}, "/tmp is not a directory of ours alone"),
         ({"config": str(tmp_path), "state": str(Path.home())}, "is not a directory of ours alone"),
+        ({"config": str(tmp_path), "envs": "/usr/lib"}, "/usr/lib: lies outside of"),
+        ({"config": str(tmp_path), "envs": f"{rig.root}/../usr"}, "/../usr: lies outside of"),
     ):
         paths = {**described["paths"], **change}
         elsewhere.write_text(json.dumps({**described, "paths": paths}))

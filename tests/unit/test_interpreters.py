@@ -102,8 +102,15 @@ def test_a_virtual_environment_stands_for_its_base(venv: Path, name: str) -> Non
 
 def test_a_virtual_environment_of_nothing_real(tmp_path: Path) -> None:
     other = answering(tmp_path / "other", is_venv=True)
-    with pytest.raises(ProbeError, match="a virtual environment's"):
-        probe(answering(tmp_path / "python3", is_venv=True, base=other))
+    with pytest.raises(ProbeError, match="is a virtual environment's, and what it was made from does not run"):
+        probe(answering(tmp_path / "python3", is_venv=True, base=other, base_prefix=str(tmp_path)))
+
+
+def test_a_virtual_environment_that_names_itself_as_its_base(tmp_path: Path) -> None:
+    """As those of copies do before 3.11."""
+    base = answering(tmp_path / "base/bin/python3.12")
+    found = probe(answering(tmp_path / "venv/python3", is_venv=True, base_prefix=str(tmp_path / "base")))
+    assert found.path == base
 
 
 NOT_AN_INTERPRETER = {
@@ -218,7 +225,7 @@ def test_an_unreadable_wish() -> None:
 OLD = made_up("/usr/bin/python3.10", version=(3, 10, 12))
 MIDDLE = made_up("/usr/bin/python3.12", version=(3, 12, 3), headers=False)
 MIDDLE_LOCAL = made_up("/usr/local/bin/python3.12", version=(3, 12, 3))
-NEW = made_up("/root/.pyenv/versions/3.13.0/bin/python3.13", version=(3, 13, 0), for_everyone=False)
+NEW = made_up("/home/dev/.pyenv/versions/3.13.0/bin/python3.13", version=(3, 13, 0), for_everyone=False)
 TEN = made_up("/usr/bin/python3.9", version=(3, 9, 18))
 MANAGED = made_up("/opt/gpurig/python/cpython-3.14/bin/python3.14", source="managed", version=(3, 14, 2))
 ALL = [MANAGED, OLD, MIDDLE_LOCAL, NEW, MIDDLE, TEN]
@@ -243,7 +250,7 @@ def test_the_choice_does_not_depend_on_the_order(need: Need, chosen: Interpreter
 def test_the_report_names_every_candidate_with_its_reason() -> None:
     lines = report(Survey((NEW, OLD), (("/shims/python3.9", "exit 127: command not found"),)), Need("3.10"))
     assert lines == [
-        "/root/.pyenv/versions/3.13.0/bin/python3.13: system CPython 3.13.0 (not 3.10)",
+        "/home/dev/.pyenv/versions/3.13.0/bin/python3.13: system CPython 3.13.0 (not 3.10)",
         "/usr/bin/python3.10: system CPython 3.10.12",
         "/shims/python3.9: skipped (exit 127: command not found)",
     ]

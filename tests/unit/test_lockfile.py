@@ -123,7 +123,7 @@ def test_uvs_own_lock_names_uv_alone() -> None:
     assert "Source of version and hashes: https://pypi.org/" in text
 
 
-def test_the_id_is_the_begin_of_the_texts_sha256() -> None:
+def test_the_id_is_the_start_of_the_texts_sha256() -> None:
     assert lock_id(GOOD) == hashlib.sha256(GOOD.encode()).hexdigest()[:16]
     assert lock_id(GOOD) != lock_id(GOOD + "\n")
 

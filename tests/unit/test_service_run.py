@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpurig.llm.plugins.module_utils import procfs, service_spec, services
-from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import Supervisor
+from ansible_collections.gpurig.llm.plugins.module_utils import cli, procfs, service_spec, services, systemd
+from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import Program, Supervisor
 from ansible_collections.gpurig.llm.plugins.modules import host_tool, service_run
 
 RunModule = Callable[..., dict[str, Any]]
@@ -38,18 +39,16 @@ class Rig:
         paths |= {"supervisor_conf": f"{root}/etc/supervisord.conf", "supervisor_programs": f"{root}/etc/supervisor.d"}
         paths |= {"supervisor_socket": f"{root}/run/supervisor.sock"}
         self.paths = paths
-        self.units = root / "units"
         self.facts = {"kind": "sandbox", "service_manager": manager, "root_dir": str(root), "user": "", "paths": paths}
 
     def install(self) -> None:
         params = {"rig": self.facts, "python": sys.executable, "version": "", "user": "", "group": "", "nvml_path": ""}
         host_tool.apply(host_tool.plan(params, check=False)[0], sys.executable)
         Path(self.paths["supervisor_conf"]).write_text(service_spec.render_supervisord_conf(self.paths))
-        self.units.mkdir(exist_ok=True)
 
     @property
     def host(self) -> services.Host:
-        return services.Host.from_rig(self.facts, str(self.units))
+        return services.Host.from_rig(self.facts)
 
     def supervisor(self) -> Supervisor:
         return Supervisor(self.paths, sys.executable)
@@ -69,7 +68,7 @@ class Rig:
 
     def end(self) -> None:
         own = [process.pid for process in procfs.processes() if process.root == str(self.root)]
-        assert procfs.end(own, grace_s=1.0) == []
+        assert procfs.end(own, send=lambda pid, _: os.kill(pid, signal.SIGKILL)) == []
 
 
 @pytest.fixture
@@ -124,30 +123,44 @@ def test_from_nothing_to_running_to_gone(rig: Rig, run_module: RunModule) -> Non
     assert rig.supervisor().programs()["chat"].pid == done["pid"]
     assert abs(done["started_at_s"] - time.time()) < 30
 
-    for check in (True, False):
-        again = run_module("service_run", args, check=check)
-        assert (again["changed"], again["reasons"], again["pid"]) == (False, [], done["pid"])
+    again = run_module("service_run", args)
+    assert (again["changed"], again["reasons"], again["pid"]) == (False, [], done["pid"])
+    assert again["diff"] == {"before": "", "after": ""}
+    assert rig.run(check=True)["reasons"] == []
 
-    foreseen = run_module("service_run", {**args, "state": "stopped"}, check=True)
-    assert foreseen["reasons"] == ["it is running"]
-    assert run_module("service_run", {**args, "state": "stopped"})["reasons"] == ["it is running"]
-    assert procfs.read_process(done["pid"]) is None
-    assert not run_module("service_run", {**args, "state": "stopped"})["changed"]
-    assert run_module("service_run", args)["reasons"] == ["it is stopped"]
+
+def test_stopped_and_absent(rig: Rig) -> None:
+    rig.write("chat", SLEEPER)
+    pid = rig.run()["pid"]
+    assert rig.run(state="stopped", check=True)["reasons"] == ["it is running"]
+    assert procfs.read_process(pid) is not None
+    assert rig.run(state="stopped")["reasons"] == ["it is running"]
+    assert procfs.read_process(pid) is None
+    assert rig.run(state="stopped")["reasons"] == []
+    assert rig.run()["reasons"] == ["it is stopped"]
 
     (rig.root / "data").write_text("kept")
-    gone = {**args, "state": "absent"}
-    foreseen = run_module("service_run", gone, check=True)
+    foreseen = rig.run(state="absent", check=True)
     assert Path(rig.host.record("chat")).exists()
-    removed = run_module("service_run", gone)
-    assert removed["reasons"] == foreseen["reasons"]
-    assert removed["diff"] == foreseen["diff"]
+    assert rig.run(state="absent")["reasons"] == foreseen["reasons"]
     assert [path.name for path in (rig.root / "etc").rglob("*chat*")] == []
     assert [path.name for path in (rig.root / "run").glob("chat*")] == []
     assert rig.supervisor().program("chat") is None
     assert (rig.root / "log" / "chat.log").exists()
     assert (rig.root / "data").read_text() == "kept"
-    assert not run_module("service_run", gone)["changed"]
+    assert rig.run(state="absent")["reasons"] == []
+
+
+def test_absent_takes_what_a_killed_daemon_left(rig: Rig) -> None:
+    rig.write("chat", SLEEPER)
+    engine, daemon = rig.run()["pid"], rig.supervisor().daemon_pid()
+    os.kill(daemon or 0, signal.SIGKILL)
+    wait_for(lambda: procfs.read_process(daemon or 0) is None, "the daemon is dead")
+    assert rig.run(state="absent", check=True)["reasons"][0] == "it is running"
+    rig.run(state="absent")
+    assert procfs.read_process(engine) is None
+    assert rig.supervisor().daemon_pid() is None, "a daemon was started to remove something"
+    assert rig.run(state="absent")["reasons"] == []
 
 
 def test_an_edited_input_restarts_with_its_name_as_reason(rig: Rig) -> None:
@@ -303,7 +316,7 @@ def test_a_oneshot_that_did_its_work_is_left_alone(rig: Rig) -> None:
     assert rig.run("once")["state"] == "finished"
     assert rig.run("once")["reasons"] == []
     assert (rig.root / "ran").read_text() == "ran\n"
-    rig.write("once", ["/bin/sh", "-c", f"echo again >> '{rig.root}/ran'"], oneshot=True)
+    rig.write("once", ["/bin/sh", "-c", f"sleep 0.5; echo again >> '{rig.root}/ran'"], oneshot=True)
     assert rig.run("once")["state"] == "finished"
     assert (rig.root / "ran").read_text() == "ran\nagain\n"
     rig.write("once", ["/bin/false"], oneshot=True)
@@ -333,3 +346,285 @@ def test_a_start_that_cannot_be_is_explained(rig: Rig, run_module: RunModule) ->
     rig.supervisor().shutdown()
     failed = run_module("service_run", {"name": "chat", "rig": rig.facts})
     assert "Python of the tool is missing" in failed["msg"]
+
+
+# --- systemd, which cannot run here: a stand-in that records every order. Its answers are composed by hand in the form
+# of `systemctl show` of systemd 252 (NAME=VALUE lines), and its `start` runs the unit's ExecStart for real.
+
+SYSTEMCTL = r"""#!PYTHON
+import json, os, pathlib, shlex, signal, subprocess, sys
+here = pathlib.Path(__file__).parent
+units, state_file = pathlib.Path(os.environ["UNITS"]), here / "state.json"
+state = json.loads(state_file.read_text()) if state_file.exists() else {}
+verb, words = sys.argv[1], [word for word in sys.argv[2:] if not word.startswith("--")]
+if verb != "show":
+    with (here / "orders").open("a") as stream:
+        stream.write(" ".join(sys.argv[1:]) + "\n")
+if (here / "broken").exists():
+    sys.exit("Failed to connect to bus: No such file or directory")
+def text(unit):
+    path = units / unit
+    return path.read_text() if path.exists() else None
+def alive(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+def known(unit):
+    if unit not in state and text(unit) is not None:
+        state[unit] = {"loaded": text(unit), "pid": 0, "enabled": False, "up": False, "result": "success"}
+    return state.get(unit)
+code = 0
+if verb == "daemon-reload":
+    for unit in list(state):
+        state[unit]["loaded"] = text(unit)
+        if state[unit]["loaded"] is None and not alive(state[unit]["pid"]):
+            del state[unit]
+for unit in words:
+    entry = known(unit)
+    if verb == "show":
+        entry = entry or {"loaded": None, "pid": 0, "enabled": False, "up": False, "result": "success"}
+        up = alive(entry["pid"])
+        failed = entry["up"] and not up or entry["result"] != "success"
+        active = "active" if up else "failed" if failed else "inactive"
+        print("Result=" + ("exit-code" if failed and entry["result"] == "success" else entry["result"]))
+        print("NRestarts=0\nMainPID=%d\nExecMainStatus=%d" % (entry["pid"] if up else 0, 3 if failed else 0))
+        print("LoadState=" + ("not-found" if entry["loaded"] is None else "loaded"))
+        print("ActiveState=%s\nSubState=%s" % (active, "running" if up else "failed" if failed else "dead"))
+        print("UnitFileState=" + ("" if entry["loaded"] is None else "enabled" if entry["enabled"] else "disabled"))
+        print("NeedDaemonReload=" + ("yes" if entry["loaded"] != text(unit) and entry["loaded"] else "no"))
+    elif entry is None:
+        print(f"Failed to {verb} {unit}: Unit {unit} not loaded.", file=sys.stderr)
+        code = 5
+    elif verb in ("enable", "disable"):
+        entry["enabled"] = verb == "enable"
+    elif verb == "start":
+        command = next(l for l in entry["loaded"].splitlines() if l.startswith("ExecStart=")).partition("=")[2]
+        with (here / f"{unit}.journal").open("ab") as log:
+            child = subprocess.Popen(shlex.split(command), stdout=log, stderr=log, start_new_session=True)
+        entry.update(pid=child.pid, up=True, result="success")
+    elif verb == "stop":
+        if alive(entry["pid"]):
+            os.kill(entry["pid"], signal.SIGTERM)
+            while alive(entry["pid"]):
+                pass
+        entry.update(up=False, pid=0)
+    elif verb == "reset-failed":
+        entry.update(up=alive(entry["pid"]), result="success")
+state_file.write_text(json.dumps(state))
+sys.exit(code)
+"""
+JOURNALCTL = """#!/bin/sh
+echo "journalctl $*" >>"$(dirname "$0")/orders"
+while [ $# -gt 0 ]; do [ "$1" = --unit ] && unit=$2; [ "$1" = --lines ] && lines=$2; shift; done
+tail -n "$lines" "$(dirname "$0")/$unit.journal"
+"""
+UNIT = "gpurig-chat.service"
+
+
+class SystemdRig(Rig):
+    """A rig whose services are under the stand-in."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root, "systemd")
+        self.programs = root / "programs"
+        self.units = root / "units"
+
+    def install(self) -> None:
+        super().install()
+        self.programs.mkdir(exist_ok=True)
+        self.units.mkdir(exist_ok=True)
+        host_json = Path(self.paths["config"], "host.json")
+        host_json.write_text(json.dumps({**json.loads(host_json.read_text()), "unit_dir": str(self.units)}))
+        for name, text in (("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL)):
+            (self.programs / name).write_text(text.replace("PYTHON", sys.executable))
+            (self.programs / name).chmod(0o755)
+
+    def write(self, name: str, argv: list[str], **more: Any) -> dict[str, Any]:
+        spec = {"name": name, "argv": argv, "stop_timeout_s": 5, **more}
+        Path(self.host.record(name)).write_text(service_spec.to_json(spec))
+        command = shlex.join([f"{self.root}/bin/gpurig", "exec", "--name", name, "--", *argv])
+        self.units.joinpath(f"gpurig-{name}.service").write_text(f"[Service]\nExecStart={command}\n")
+        return spec
+
+    def orders(self) -> list[str]:
+        """What was ordered since the last call."""
+        path = self.programs / "orders"
+        found = path.read_text().splitlines() if path.exists() else []
+        path.write_text("")
+        return [line for line in found if not line.startswith("journalctl")]
+
+
+@pytest.fixture
+def systemd_rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[SystemdRig]:
+    made = SystemdRig(Path(tempfile.mkdtemp(prefix="rig ", dir="/tmp")))
+    made.install()
+    monkeypatch.setenv("PATH", f"{made.programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("UNITS", str(made.units))
+    yield made
+    made.end()
+    shutil.rmtree(made.root, ignore_errors=True)
+
+
+def test_systemd_from_nothing_to_gone(systemd_rig: SystemdRig) -> None:
+    rig = systemd_rig
+    rig.write("chat", SLEEPER)
+    assert rig.run(check=True)["reasons"] == ["it is stopped", "it does not start with the host"]
+    assert rig.orders() == []
+    done = rig.run()
+    assert done["reasons"] == ["it is stopped", "it does not start with the host"]
+    assert command(done["pid"]) == "/bin/sleep 1000"
+    assert rig.orders() == [f"stop {UNIT}", f"enable {UNIT}", f"reset-failed {UNIT}", f"start {UNIT}"]
+    assert rig.run()["reasons"] == []
+    assert rig.orders() == []
+
+    rig.write("chat", ["/bin/sleep", "2000"])
+    record, unit = rig.host.record("chat"), rig.host.program_file("chat")
+    expected = [f"systemd has not read the changed {unit}", f"{record} changed", f"{unit} changed"]
+    assert rig.run(check=True)["reasons"] == expected
+    assert command(rig.run()["pid"]) == "/bin/sleep 2000"
+    assert rig.orders() == [f"stop {UNIT}", "daemon-reload", f"reset-failed {UNIT}", f"start {UNIT}"]
+
+    subprocess.run(["systemctl", "disable", UNIT], check=True)
+    before = rig.run(check=True)["pid"]
+    rig.orders()
+    assert rig.run()["reasons"] == ["it does not start with the host"]
+    assert rig.orders() == [f"enable {UNIT}"]
+    assert rig.run()["pid"] == before, "it was restarted only to be enabled"
+
+    assert rig.run(state="stopped")["reasons"] == ["it is running"]
+    assert rig.run(state="stopped")["reasons"] == []
+    rig.run()
+    rig.orders()
+    foreseen = rig.run(state="absent", check=True)
+    assert rig.orders() == []
+    assert rig.run(state="absent")["reasons"] == foreseen["reasons"]
+    assert rig.orders() == [f"stop {UNIT}", f"disable {UNIT}", "daemon-reload", f"reset-failed {UNIT}"]
+    assert not Path(unit).exists()
+    assert not Path(record).exists()
+    assert rig.run(state="absent")["reasons"] == []
+
+
+def test_systemd_says_why_a_service_fails(systemd_rig: SystemdRig, run_module: RunModule) -> None:
+    rig = systemd_rig
+    rig.write("chat", ["/bin/sh", "-c", "echo out of memory; exit 3"])
+    args = {"name": "chat", "rig": rig.facts}
+    failed = run_module("service_run", args)
+    assert "chat: is failed after its start" in failed["msg"]
+    assert "out of memory" in failed["msg"]
+    (rig.programs / "broken").touch()
+    failed = run_module("service_run", args)
+    assert "Failed to connect to bus" in failed["msg"]
+    (rig.programs / "systemctl").unlink()
+    failed = run_module("service_run", args, environment={"PATH": str(rig.programs)})
+    assert "systemctl was not found" in failed["msg"]
+
+
+SHOWN = {
+    "Result": "success",
+    "NRestarts": "0",
+    "MainPID": "0",
+    "ExecMainStatus": "0",
+    "LoadState": "loaded",
+    "ActiveState": "inactive",
+    "SubState": "dead",
+    "UnitFileState": "enabled",
+    "NeedDaemonReload": "no",
+}
+
+
+@pytest.mark.parametrize(
+    ("shown", "spent", "expected"),
+    [
+        ({}, False, "stopped"),
+        ({"ActiveState": "active", "SubState": "running"}, False, "running"),
+        ({"ActiveState": "active", "SubState": "exited"}, False, "finished"),
+        ({"ActiveState": "reloading"}, False, "running"),
+        ({"ActiveState": "activating", "SubState": "auto-restart", "Result": "exit-code"}, False, "starting"),
+        ({"ActiveState": "deactivating"}, False, "stopping"),
+        ({"ActiveState": "failed", "Result": "exit-code"}, False, "failed"),
+        ({"ActiveState": "failed", "Result": "exit-code"}, True, "budget_spent"),
+        ({"ActiveState": "failed", "Result": "start-limit-hit"}, False, "budget_spent"),
+    ],
+)
+def test_words_for_systemds_states(shown: dict[str, str], spent: bool, expected: str) -> None:
+    text = "".join(f"{name}={value}\n" for name, value in {**SHOWN, **shown}.items())
+    assert services.systemd_state(systemd.parse_show(UNIT, text), spent) == expected
+
+
+def test_an_answer_of_systemd_that_lacks_something_is_an_error() -> None:
+    with pytest.raises(systemd.SystemdError, match="did not tell ActiveState"):
+        systemd.parse_show(UNIT, "".join(f"{n}={v}\n" for n, v in SHOWN.items() if n != "ActiveState"))
+
+
+@pytest.mark.parametrize(
+    ("state", "exit_status", "spent", "oneshot", "expected"),
+    [
+        ("STARTING", 0, False, False, "starting"),
+        ("RUNNING", 0, False, False, "running"),
+        ("STOPPING", 0, False, False, "stopping"),
+        ("STOPPED", 0, True, False, "stopped"),
+        ("BACKOFF", 0, False, False, "starting"),
+        ("FATAL", 0, False, False, "failed"),
+        ("EXITED", 78, False, False, "failed"),
+        ("EXITED", 78, True, False, "budget_spent"),
+        ("EXITED", 0, False, False, "starting"),
+        ("EXITED", -1, False, False, "starting"),
+        ("EXITED", 0, False, True, "finished"),
+        ("EXITED", 1, False, True, "failed"),
+    ],
+)
+def test_words_for_supervisords_states(state: str, exit_status: int, spent: bool, oneshot: bool, expected: str) -> None:
+    program = Program("chat", state, 0, 0, exit_status, "", "")
+    assert services.supervisor_state(program, spent, oneshot) == expected
+
+
+def test_both_sides_know_the_same_exit_code() -> None:
+    assert services.EXIT_CONFIG == service_spec.BUDGET_SPENT_EXIT
+
+
+def test_readiness_is_recorded_for_the_process_that_runs(rig: Rig) -> None:
+    rig.write("chat", SLEEPER)
+    assert services.read_service(rig.facts, "ghost").state == "stopped"
+    assert services.write_ready_s(rig.facts, "chat", services.ServiceState("chat", "stopped")) is None
+    rig.run()
+    state = services.read_service(rig.facts, "chat")
+    assert services.read_ready_s(rig.facts, "chat", state) is None
+    ready_s = services.write_ready_s(rig.facts, "chat", state)
+    assert ready_s is not None
+    assert 0 <= ready_s < 30
+    assert services.read_ready_s(rig.facts, "chat", services.read_service(rig.facts, "chat")) == ready_s
+    os.kill(state.pid, signal.SIGKILL)
+    wait_for(lambda: services.read_service(rig.facts, "chat").state == "running", "it runs again")
+    assert services.read_ready_s(rig.facts, "chat", services.read_service(rig.facts, "chat")) is None
+
+
+def test_the_tool_under_systemd(
+    systemd_rig: SystemdRig, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = systemd_rig
+    rig.write("chat", SLEEPER)
+    rig.write("code", ["/bin/sh", "-c", "echo hello from code; exec sleep 1000"])
+    monkeypatch.setenv("GPURIG_HOST_JSON", f"{rig.paths['config']}/host.json")
+    assert cli.main(["start"]) == 0
+    assert cli.main(["start"]) == 0
+    assert cli.main(["restart", "chat"]) == 0
+    assert cli.main(["status"]) == 0
+    out = capfd.readouterr().out
+    assert out.count("chat: running (pid ") == 3
+    assert out.splitlines()[-1].startswith("code     running")
+    done = subprocess.run([f"{rig.root}/bin/gpurig", "logs", "code"], capture_output=True, text=True, check=True)
+    assert done.stdout == "hello from code\n"
+    orders = (rig.programs / "orders").read_text().splitlines()
+    assert orders[-1] == "journalctl --unit gpurig-code.service --lines 50 --no-pager"
+    assert cli.main(["stop", "code"]) == 0
+    assert services.service_state(rig.host, "code").state == "stopped"
+    assert services.service_state(rig.host, "code").log_tail == ["hello from code"]
+
+    # An uninstall that was killed after it removed the first unit is finished by the next one.
+    (rig.units / "gpurig-code.service").unlink()
+    subprocess.run(["systemctl", "daemon-reload"], check=True)
+    assert cli.main(["uninstall", "--yes"]) == 0
+    assert list(rig.units.iterdir()) == []
+    assert not Path(rig.paths["config"]).exists()
+    assert [p.in_words() for p in procfs.processes() if p.root == str(rig.root)] == []

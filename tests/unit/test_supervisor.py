@@ -61,7 +61,7 @@ def wait_for(true: Callable[[], object], what: str, limit_s: float = 10.0) -> No
 def end_all(root: str) -> None:
     """End every process that carries the root's mark, whatever a test has done to its supervisor."""
     own = [process.pid for process in procfs.processes() if process.root == root]
-    assert procfs.end(own, grace_s=1.0) == []
+    assert procfs.end(own, send=lambda pid, _: os.kill(pid, signal.SIGKILL)) == []
 
 
 @pytest.fixture
@@ -241,7 +241,7 @@ def test_a_program_that_cannot_be_started_says_why(supervisor: Supervisor) -> No
 
 
 def test_a_program_that_does_not_stop_in_time(supervisor: Supervisor) -> None:
-    program(supervisor, "chat", STUBBORN, "stopwaitsecs=2", "killasgroup=true")
+    program(supervisor, "chat", STUBBORN, "stopwaitsecs=1", "killasgroup=true")
     supervisor.start_daemon()
     wait_for(lambda: supervisor.programs()["chat"].pid, "it runs")
     time.sleep(0.2)
@@ -251,7 +251,7 @@ def test_a_program_that_does_not_stop_in_time(supervisor: Supervisor) -> None:
 
 
 def test_a_stopping_daemon_takes_no_orders_and_is_waited_for(supervisor: Supervisor) -> None:
-    program(supervisor, "chat", STUBBORN, "stopwaitsecs=2", "killasgroup=true")
+    program(supervisor, "chat", STUBBORN, "stopwaitsecs=1", "killasgroup=true")
     supervisor.start_daemon()
     wait_for(lambda: supervisor.programs()["chat"].pid, "it runs")
     time.sleep(0.2)
