@@ -441,10 +441,11 @@ def key(host: Host, name: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """What an uninstall would do: `remove` in this order, `keep` stays."""
+    """What an uninstall would do: `remove` in this order, `keep` stays. `below` are the directories that hold it all."""
 
     remove: tuple[str, ...]
     keep: tuple[str, ...]
+    below: tuple[str, ...]
 
 
 def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
@@ -466,6 +467,9 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
     ours = [paths[name] for name in ("run", "log", "cache", "uv", "python") if name in paths]
     if Path(socket_dir).name.startswith("gpurig-"):  # as layout names it when the socket does not fit below the root
         ours.append(socket_dir)
+        sockets = [str(Path(socket_dir).parent)]
+    else:
+        sockets = []
     config = [str(path) for path in sorted(Path(paths["config"]).iterdir()) if path.name != "host.json"]
     tool = [paths["envs"], paths["tool"], paths["bin"]]
     stray = [path for path in [*ours, *tool] if path != socket_dir and not _below(path, tops)]
@@ -484,7 +488,7 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
         for top in dict.fromkeys((paths["root"], paths["state"])):
             with contextlib.suppress(OSError):
                 kept += [str(path) for path in sorted(Path(top).iterdir()) if not _covered(str(path), remove, tops)]
-    return Removal(tuple(remove), tuple(kept))
+    return Removal(tuple(remove), tuple(kept), (*tops, *sockets, host.unit_dir))
 
 
 def _below(path: str, tops: Sequence[str]) -> bool:
@@ -514,7 +518,7 @@ def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
             Path(host.unit_dir, unit).unlink(missing_ok=True)
         systemd.daemon_reload()
     for path in plan.remove:
-        _remove(path)
+        remove(path, plan.below)
     for top in sorted({host.paths["root"], host.paths["config"], host.paths["state"]}, reverse=True):
         with contextlib.suppress(OSError):
             Path(top).rmdir()  # only when nothing of anybody's is left in it
@@ -522,7 +526,13 @@ def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
     return 0
 
 
-def _remove(path: str) -> None:
+def remove(path: str, below: Sequence[str]) -> None:
+    """Remove one file or tree of ours. Raises ToolError for what does not lie below one of the directories.
+
+    The plan refuses the same already; a mistake there must not cost anybody's data.
+    """
+    if not _below(path, below):
+        raise ToolError(f"{path} lies outside of {', '.join(below)}; it is not removed")
     if Path(path).is_dir() and not Path(path).is_symlink():
         shutil.rmtree(path)
     else:

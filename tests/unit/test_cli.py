@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import shutil
 import signal
 import subprocess
@@ -554,7 +555,7 @@ def test_an_uninstall_that_was_killed_can_be_run_again(rig: Rig, capsys: pytest.
     plan = cli.plan_removal(rig.host, rig.host_json, purge=False)
     assert plan.remove[-1] == rig.host_json
     for path in plan.remove[:-1]:
-        cli._remove(path)
+        cli.remove(path, plan.below)
     assert cli.plan_removal(rig.host, rig.host_json, purge=False).remove == (rig.host_json,)
     assert tool(capsys, "uninstall", "--yes")[0] == 0
     assert sorted(path.name for path in rig.root.iterdir()) == ["models", "pages"]
@@ -581,26 +582,40 @@ def test_uninstall_takes_the_socket_directory_only_when_it_is_ours(rig: Rig) -> 
     Path("/tmp/gpurig-0-0123456789ab").rmdir()
 
 
-def test_uninstall_refuses_what_is_not_ours(
-    rig: Rig, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        pytest.param({}, "is not the host.json", id="another-host-json"),
+        pytest.param({"root": "/"}, "/ is not a directory of ours alone", id="root-of-the-system"),
+        pytest.param({"state": "/tmp"}, "/tmp is not a directory of ours alone", id="tmp"),
+        pytest.param({"state": "HOME"}, "is not a directory of ours alone", id="home"),
+        pytest.param({"envs": "/usr/lib"}, "/usr/lib: lies outside of", id="outside"),
+        pytest.param({"envs": "ROOT/../usr"}, "/../usr: lies outside of", id="dots"),
+    ],
+)
+def test_uninstall_refuses_what_is_not_ours(rig: Rig, tmp_path: Path, change: dict[str, str], words: str) -> None:
+    # Only the plan is made: if this check ever breaks, the test must not remove what it names.
     described = json.loads(Path(rig.host_json).read_text())
     elsewhere = tmp_path / "host.json"
-    for change, words in (
-        ({}, "is not the host.json"),
-        ({"config": str(tmp_path), "root": "/"}, "/ is not a directory of ours alone"),
-        ({"config": str(tmp_path), "state": "/tmp"}, "/tmp is not a directory of ours alone"),
-        ({"config": str(tmp_path), "state": str(Path.home())}, "is not a directory of ours alone"),
-        ({"config": str(tmp_path), "envs": "/usr/lib"}, "/usr/lib: lies outside of"),
-        ({"config": str(tmp_path), "envs": f"{rig.root}/../usr"}, "/../usr: lies outside of"),
-    ):
-        paths = {**described["paths"], **change}
-        elsewhere.write_text(json.dumps({**described, "paths": paths}))
-        monkeypatch.setenv("GPURIG_HOST_JSON", str(elsewhere))
-        code, _, err = tool(capsys, "uninstall", "--purge", "--yes")
-        assert (code, words in err) == (1, True), err
-    assert (rig.root / "bin" / "gpurig").exists()
-    assert elsewhere.exists()
+    filled = {
+        key: value.replace("HOME", str(Path.home())).replace("ROOT", str(rig.root)) for key, value in change.items()
+    }
+    paths = {**described["paths"], **({"config": str(tmp_path)} if change else {}), **filled}
+    elsewhere.write_text(json.dumps({**described, "paths": paths}))
+    with pytest.raises(cli.ToolError, match=re.escape(words)):
+        cli.plan_removal(services.Host.load(str(elsewhere)), str(elsewhere), purge=True)
+
+
+def test_the_removal_itself_refuses_what_lies_outside(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "ours" / "log", tmp_path / "theirs"
+    inside.mkdir(parents=True)
+    outside.mkdir()
+    for path in (outside, tmp_path / "ours" / ".." / "theirs", tmp_path / "ours"):
+        with pytest.raises(cli.ToolError, match="lies outside"):
+            cli.remove(str(path), [str(tmp_path / "ours")])
+    assert outside.exists()
+    cli.remove(str(inside), [str(tmp_path / "ours")])
+    assert not inside.exists()
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,9 @@ class Rig:
         return spec
 
     def run(self, name: str = "chat", state: str = "started", check: bool = False, **more: Any) -> dict[str, Any]:
-        params = {"name": name, "state": state, "pending": False, **more}
-        plan, seen = service_run.converge(self.host, params, check)
+        params = {"name": name, "state": state, "pending": False, "record_text": None, "program_text": None, **more}
+        host = self.host
+        plan, seen = service_run.converge(host, params, service_run.plan_files(host, params), check)
         return {"reasons": plan.reasons, "state": seen.state, "pid": seen.pid, "since_s": seen.since_s}
 
     def end(self) -> None:
@@ -125,7 +126,7 @@ def test_from_nothing_to_running_to_gone(rig: Rig, run_module: RunModule) -> Non
 
     again = run_module("service_run", args)
     assert (again["changed"], again["reasons"], again["pid"]) == (False, [], done["pid"])
-    assert again["diff"] == {"before": "", "after": ""}
+    assert again["diff"] == [{"before": "", "after": ""}]
     assert rig.run(check=True)["reasons"] == []
 
 
@@ -309,6 +310,33 @@ def test_pending_changes_show_in_check_mode_only(rig: Rig) -> None:
     rig.run()
     assert rig.run(check=True, pending=True)["reasons"] == ["its files change in this run"]
     assert rig.run(pending=True)["reasons"] == []
+
+
+def test_files_given_as_texts_are_written_and_their_change_restarts(rig: Rig, run_module: RunModule) -> None:
+    def texts(argv: list[str]) -> dict[str, Any]:
+        spec = {"name": "chat", "argv": argv}
+        program = service_spec.render(spec, "supervisord", rig.paths)
+        record = service_spec.to_json(spec)
+        return {"name": "chat", "rig": rig.facts, "record_text": record, "program_text": program}
+
+    files = [rig.host.record("chat"), rig.host.program_file("chat")]
+    foreseen = run_module("service_run", texts(SLEEPER), check=True)
+    assert foreseen["changed"]
+    assert [Path(path).exists() for path in files] == [False, False]
+    done = run_module("service_run", texts(SLEEPER))
+    assert done["reasons"][:2] == [f"{path} is new" for path in files]
+    assert [part.get("after_header") for part in done["diff"]] == [*files, None]
+    assert not run_module("service_run", texts(SLEEPER))["changed"]
+
+    other = texts(["/bin/sleep", "2000"])
+    foreseen = run_module("service_run", other, check=True)
+    assert foreseen["reasons"] == [*(f"{path} changes" for path in files), "its files change in this run"]
+    assert [part.get("after") for part in foreseen["diff"][:2]] == [other["record_text"], other["program_text"]]
+    assert foreseen["pid"] == done["pid"]
+    again = run_module("service_run", other)
+    assert command(again["pid"]) == "/bin/sleep 2000"
+    assert again["reasons"][:2] == [f"{path} changes" for path in files]
+    assert not run_module("service_run", other)["changed"]
 
 
 def test_a_oneshot_that_did_its_work_is_left_alone(rig: Rig) -> None:
