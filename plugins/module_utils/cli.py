@@ -441,7 +441,7 @@ def key(host: Host, name: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Removal:
-    """What an uninstall would do: `remove` in this order, `keep` stays. `below` are the directories that hold it all."""
+    """What an uninstall would do: `remove` in this order, `keep` stays. `below`: the directories that hold it all."""
 
     remove: tuple[str, ...]
     keep: tuple[str, ...]

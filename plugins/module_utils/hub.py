@@ -185,7 +185,7 @@ class Hub:
             status, data, headers = self._once(request, limit)
         if status == 416:  # an empty file has no range
             return b"", headers
-        if status >= 400:
+        if status >= 300:  # also a redirect that leads nowhere
             raise self._refusal(status, headers, repo, revision, url)
         return data, headers
 
@@ -322,21 +322,16 @@ def download(
         raise HubError(
             f"the hub's client {client} cannot be started: {exc.strerror}; the role models installs it (hf.lock)"
         ) from exc
-    finally:
-        remove_leftovers(target)
     output = _worth_reading(log_tail(log, lines=200, secrets=secrets))
     if status != 0 or re.search(_NOTHING_DONE, output):
         raise _client_refusal(output, status, hub, repo, revision)
     return output
 
 
-def remove_leftovers(target: Path) -> list[str]:
-    """Delete the parts of unfinished files that a killed client left; it never uses them again."""
-    removed = []
-    for path in sorted((target / ".cache" / "huggingface" / "download").rglob("*.incomplete")):
+def remove_leftovers(target: Path) -> None:
+    """Delete the parts of unfinished files that a killed client left, gigabytes each, which it never uses again."""
+    for path in (target / ".cache" / "huggingface" / "download").rglob("*.incomplete"):
         path.unlink(missing_ok=True)
-        removed.append(path.name)
-    return removed
 
 
 _NETWORK = (

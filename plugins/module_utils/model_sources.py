@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .child import log_tail, run_child
-from .hub import Hub, HubError, HubNoSpaceError, HubUnreachableError, RemoteFile, download, read_token
+from .hub import Hub, HubError, HubNoSpaceError, HubUnreachableError, RemoteFile, download, read_token, remove_leftovers
 from .model_files import FIRST_BYTES, GGUF, JSON_LIMIT_BYTES, ModelEntry, Verdict, heads_wanted, judge, select_files
 from .model_store import (
     PUT_BACK,
@@ -381,6 +381,7 @@ class _Run:
             )
         plan = _plan_hub(self.task, self.outcome.warnings)
         places.staging.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(places.staging)
         files = self._take_over(plan)
         missing = [path for path in plan.files if path not in files]
         need = sum(plan.files[path].size for path in missing)

@@ -30,6 +30,7 @@ LOG_LINES = 40
 POLL_S = 0.05
 SETTLE_S = 20.0
 RESTARTED_S = 3.0
+STEADY_S = 0.25
 DEFAULT_STOP_TIMEOUT_S = 60.0
 _TAIL_BYTES = 64 * 1024
 
@@ -54,12 +55,14 @@ def read_json(path: str) -> dict[str, Any] | None:
 
 
 def write_json(path: str, content: Mapping[str, Any], mode: int = 0o644) -> None:
-    """Replace the file in one step."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", mode)
+    """Replace the record of a run in one step. It means nothing after the next boot, so no start waits for the disk."""
+    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", mode, durable=False)
 
 
-def write_text(path: str, text: str, mode: int = 0o644) -> None:
-    """Replace the file in one step: a reader, also after a crash, sees the old or the new content and no mixture."""
+def write_text(path: str, text: str, mode: int = 0o644, durable: bool = True) -> None:
+    """Replace the file in one step: a reader sees the old or the new content and no mixture, if `durable` also after
+    a power failure.
+    """
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
@@ -67,7 +70,8 @@ def write_text(path: str, text: str, mode: int = 0o644) -> None:
             os.fchmod(stream.fileno(), mode)
             stream.write(text)
             stream.flush()
-            os.fsync(stream.fileno())
+            if durable:
+                os.fsync(stream.fileno())
         Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -691,8 +695,8 @@ def read_service(rig: Mapping[str, Any], name: str, lines: int = LOG_LINES) -> S
 def wait_settled(host: Host, name: str, timeout_s: float = SETTLE_S) -> ServiceState:
     """Wait until the process that was just started has become the engine, or has ended for good; return the picture.
 
-    A oneshot has its own time to end. A service that was started again meanwhile gets only a moment more: it will
-    hardly become good.
+    A oneshot has its own time to end. What runs must run for a moment, which shows an engine that cannot start at all.
+    A service that was started again meanwhile gets only a little more time: it will hardly become good.
     """
     spec = host.spec(name)
     unsettled = {"starting", "stopping"}
@@ -700,9 +704,13 @@ def wait_settled(host: Host, name: str, timeout_s: float = SETTLE_S) -> ServiceS
         unsettled.add("running")
         timeout_s = max(timeout_s, float(spec.get("start_timeout_s") or 0))
     deadline = time.monotonic() + timeout_s
+    pid, since_s = 0, 0.0
     while True:
         seen = service_state(host, name)
-        if seen.state not in unsettled or time.monotonic() > deadline:
+        if seen.pid != pid or seen.state in unsettled:
+            pid, since_s = seen.pid, time.monotonic()
+        steady = seen.state != "running" or time.monotonic() - since_s >= STEADY_S
+        if (seen.state not in unsettled and steady) or time.monotonic() > deadline:
             return seen
         if seen.restarts:
             deadline = min(deadline, time.monotonic() + RESTARTED_S)

@@ -154,7 +154,11 @@ def _at(pattern: str, action: Callable[[Path], object]) -> Callable[[Sandbox], N
 # name -> (what is done, task that must report a change). Groups share a run; FULL gives each its own.
 DAMAGE: dict[str, tuple[str, Callable[[Sandbox], None], str]] = {
     "uv-binary-truncated": ("a", _at("uv/*.*.*/bin/uv", _truncate), "Install uv"),
-    "tool-env-python-gone": ("a", _at("envs/tool/current/bin/python", Path.unlink), "Build the environment and switch to it"),
+    "tool-env-python-gone": (
+        "a",
+        _at("envs/tool/current/bin/python", Path.unlink),
+        "Build the environment and switch to it",
+    ),
     "tool-file-edited": ("a", _at("tool/current/gpurig/cli.py", _edit), "Install the tool"),
     "model-truncated": (
         "a",
@@ -219,13 +223,12 @@ def test_a_killed_engine_comes_back_by_itself(rig: Sandbox) -> None:
     before = rig.services()["chat"]["pid"]
     os.kill(before, signal.SIGKILL)
     deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        seen = rig.services()["chat"]
-        if seen["state"] == "running" and seen["pid"] != before and _listens(rig.port):
-            break
+    while time.monotonic() < deadline and not (_listens(rig.port) and rig.answers()):
         time.sleep(0.2)
+    seen = rig.services()["chat"]
+    assert (seen["state"], seen["pid"] != before) == ("running", True)
     assert rig.answers()
-    assert rig.services()["chat"]["restarts"] >= 1
+    assert seen["restarts"] >= 1
 
 
 def _listens(port: int) -> bool:
@@ -263,7 +266,7 @@ def test_a_changed_port_moves_the_server(rig: Sandbox) -> None:
         pytest.param({"rig_instnces": []}, ["rig_instnces", "rig_instances"], id="variable"),
         pytest.param(
             {"rig_instances": [{"name": name, "model": "smollm2", "port": 8111} for name in ("one", "two")]},
-            ["8111", "one", "two"],
+            ["8111", "rig_instances[0].port"],
             id="two-on-one-port",
         ),
         pytest.param(

@@ -158,6 +158,7 @@ class HubSim:
 
     def rename(self, old: str, new: str) -> None:
         """The hub redirects a renamed repository's old name."""
+        self.renamed.pop(new, None)
         self.repositories[new] = self.repositories.pop(old)
         self.renamed[old] = new
 

@@ -25,6 +25,9 @@ def build(folder: Path) -> Path:
     (top / "secrets").mkdir(parents=True)
     (top / "env-a").mkdir()
     (top / "env-b").mkdir()
+    for name in ("disk-a", "disk-b"):
+        (top / name / "data").mkdir(parents=True)
+    (top / "disk").symlink_to("disk-a")
     (top / "record.json").write_text('{"name": "chat"}')
     (top / "small").write_text("text")
     (top / "hidden").write_text("text")
@@ -45,7 +48,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def take(top: Path) -> str:
-    names = ["small", "hidden", "secrets/chat.env", "current", "env-a", "big", "absent"]
+    names = ["small", "hidden", "secrets/chat.env", "current", "env-a", "disk/data", "big", "absent"]
     return fingerprint(str(top / "record.json"), [str(top / name) for name in names])
 
 
@@ -61,8 +64,8 @@ def relink(top: Path) -> None:
 
 
 def move_directory(top: Path) -> None:
-    (top / "env-a").rmdir()
-    (top / "env-a").symlink_to("env-b")
+    (top / "disk").unlink()
+    (top / "disk").symlink_to("disk-b")
 
 
 CHANGES: dict[str, Callable[[Path], object]] = {

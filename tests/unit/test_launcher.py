@@ -164,8 +164,8 @@ def test_first_start_with_broken_pythons_on_path(first: Checkout) -> None:
     answer: Answer = first.first_answer  # type: ignore[attr-defined]
     assert answer.returncode == 0, answer.stderr
     assert [line for line in answer.stderr.splitlines() if line.startswith("rig: ")] == [
-        "rig: fetching uv (about 25 MB) ...",
-        "rig: building the environment (about 15 MB) ...",
+        "rig: fetching uv (about 20 MB) ...",
+        "rig: building the environment (about 10 MB) ...",
         "rig: environment ready",
     ]
     link = next(first.venv.glob("lib/python3*/site-packages")) / "ansible_collections/gpurig/llm"

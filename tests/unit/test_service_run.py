@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shlex
@@ -72,6 +73,12 @@ class Rig:
         assert procfs.end(own, send=lambda pid, _: os.kill(pid, signal.SIGKILL)) == []
 
 
+@pytest.fixture(autouse=True)
+def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "STEADY_S", 0.1)
+    monkeypatch.setattr(services, "POLL_S", 0.02)
+
+
 @pytest.fixture
 def rig() -> Iterator[Rig]:
     made = Rig(Path(tempfile.mkdtemp(prefix="rig ", dir="/tmp")))
@@ -89,10 +96,7 @@ def wait_for(true: Callable[[], object], what: str, limit_s: float = 15.0) -> No
 
 
 def status(rig: Rig, name: str = "chat") -> dict[str, Any]:
-    done = subprocess.run(
-        [f"{rig.root}/bin/gpurig", "status", "--json"], capture_output=True, text=True, check=True, timeout=60
-    )
-    return next(service for service in json.loads(done.stdout) if service["name"] == name)
+    return dataclasses.asdict(services.service_state(rig.host, name))
 
 
 def command(pid: int) -> str:
@@ -273,8 +277,9 @@ def test_a_crash_loop_ends_at_the_budget_and_a_run_gives_a_fresh_one(rig: Rig) -
     flag = rig.root / "healthy"
     argv = ["/bin/sh", "-c", f"test -e '{flag}' && exec sleep 1000; echo engine is broken; exit 3"]
     rig.write("chat", argv, restart={"starts": 3, "window_s": 600, "delay_s": 0})
-    with pytest.raises(service_run.RunError, match="chat: is budget spent after its start"):
+    with pytest.raises(service_run.RunError, match=r"chat: is (budget spent|starting) after its start"):
         rig.run()
+    wait_for(lambda: status(rig)["state"] == "budget_spent", "the end of the budget")
     seen = status(rig)
     assert (seen["state"], seen["pid"], seen["restarts"]) == ("budget_spent", 0, 2)
     log = Path(seen["log_path"]).read_text()
@@ -283,7 +288,7 @@ def test_a_crash_loop_ends_at_the_budget_and_a_run_gives_a_fresh_one(rig: Rig) -
     assert "gpurig logs chat" in log
     text = subprocess.run([f"{rig.root}/bin/gpurig", "status"], capture_output=True, text=True, check=True).stdout
     assert "budget spent" in text
-    time.sleep(0.5)
+    time.sleep(0.3)
     assert status(rig)["state"] == "budget_spent", "it was started again"
 
     flag.touch()
@@ -292,13 +297,13 @@ def test_a_crash_loop_ends_at_the_budget_and_a_run_gives_a_fresh_one(rig: Rig) -
     assert (done["state"], status(rig)["restarts"]) == ("running", 0)
 
 
-def test_a_process_without_our_record_is_started_anew(rig: Rig) -> None:
+def test_a_process_without_our_record_is_started_anew(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     rig.write("chat", SLEEPER)
     first = rig.run()["pid"]
     record = json.loads(Path(rig.host.run_record("chat")).read_text())
     for damage in ({"pid": 1}, {"boot_id": "another boot"}, {"start_ticks": 1}):
         Path(rig.host.run_record("chat")).write_text(json.dumps({**record, **damage}))
-        service_run.STARTING_S = 0.1
+        monkeypatch.setattr(service_run, "STARTING_S", 0.1)
         assert rig.run(check=True)["reasons"] == ["it is starting"], damage
     Path(rig.host.run_record("chat")).write_text("{broken")
     assert rig.run()["reasons"] == ["it is starting"]
@@ -379,8 +384,8 @@ def test_a_start_that_cannot_be_is_explained(rig: Rig, run_module: RunModule) ->
 # --- systemd, which cannot run here: a stand-in that records every order. Its answers are composed by hand in the form
 # of `systemctl show` of systemd 252 (NAME=VALUE lines), and its `start` runs the unit's ExecStart for real.
 
-SYSTEMCTL = r"""#!PYTHON
-import json, os, pathlib, shlex, signal, subprocess, sys
+SYSTEMCTL = r"""#!PYTHON -IS
+import json, os, pathlib, shlex, signal, subprocess, sys, time
 here = pathlib.Path(__file__).parent
 units, state_file = pathlib.Path(os.environ["UNITS"]), here / "state.json"
 state = json.loads(state_file.read_text()) if state_file.exists() else {}
@@ -435,7 +440,7 @@ for unit in words:
         if alive(entry["pid"]):
             os.kill(entry["pid"], signal.SIGTERM)
             while alive(entry["pid"]):
-                pass
+                time.sleep(0.01)
         entry.update(up=False, pid=0)
     elif verb == "reset-failed":
         entry.update(up=alive(entry["pid"]), result="success")
