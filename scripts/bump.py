@@ -67,7 +67,6 @@ LOCKS = (
         "The model hub's own client.",
         python=">=3.10,<3.15",
         resolve_python="3.10",
-        platform="x86_64-manylinux_2_28",
     ),
 )
 

@@ -36,6 +36,7 @@ BIN = Path(sys.executable).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurig-tests"
 SKIPS = "tests/skips.yml"
 SKIP_KEYS = {"level", "test", "reason", "lifted_by"}
+COVERAGE_DATA = ROOT / ".cache" / "coverage"
 COVERAGE_NEEDED = 90.0
 PATIENCE_S = 20.0  # from a polite end to a hard one
 NEVER_TRACKED = {".git", ".venv", ".cache", ".ansible", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
@@ -311,24 +312,39 @@ def lint(extra: list[str]) -> Outcome:
 # --- unit tests --------------------------------------------------------------------------------------------------
 
 
+def measured(level: str, extra: list[str]) -> list[str]:
+    """pytest's options for a level that runs on both cores and, when run as a whole, counts which lines it reached."""
+    options = ["-n", str(os.cpu_count() or 1), "--dist", "loadfile"]
+    if extra:
+        return [] if any(word.startswith("-") for word in extra) else options
+    COVERAGE_DATA.mkdir(parents=True, exist_ok=True)
+    os.environ["COVERAGE_FILE"] = str(COVERAGE_DATA / level)
+    return [*options, "--cov=plugins/module_utils", "--cov-report="]
+
+
+def add_coverage(outcome: Outcome) -> None:
+    """Judge what unit and integration reached together; either alone leaves a part to the other."""
+    parts = [COVERAGE_DATA / level for level in ("unit", "integration")]
+    if not all(part.is_file() for part in parts):
+        say("coverage is judged when unit and integration have both been run as a whole")
+        return
+    report, both = COVERAGE_DATA / "coverage.json", f"--data-file={COVERAGE_DATA / 'both'}"
+    coverage = [sys.executable, "-m", "coverage"]
+    run([*coverage, "combine", "--keep", both, *parts])
+    run([*coverage, "json", both, "-o", report])
+    say(run([*coverage, "report", both, "--skip-covered"])[1])
+    percent = json.loads(report.read_text(encoding="utf-8"))["totals"]["percent_covered"]
+    short = f"{percent:.1f} % of plugins/module_utils, {COVERAGE_NEEDED:.0f} % are needed"
+    outcome.add("coverage", None if percent >= COVERAGE_NEEDED else short)
+
+
 def unit(extra: list[str]) -> Outcome:
-    """The unit tests; run as a whole they must cover module_utils."""
+    """The unit tests."""
     if not has_tests("tests/unit"):
         return Outcome()
     if not extra and (problem := install_packages(UNIT_PACKAGES)):
         return Outcome(failures=[problem])
-    measured = not extra and any((ROOT / "plugins/module_utils").glob("*.py"))
-    with tempfile.TemporaryDirectory(prefix="gpurig-coverage-") as temporary:
-        os.environ["COVERAGE_FILE"] = f"{temporary}/data"
-        report = Path(temporary) / "coverage.json"
-        reports = [f"--cov-report=json:{report}", "--cov-report=term:skip-covered"]
-        options = ["--cov=plugins/module_utils", *reports] if measured else []
-        outcome = pytest("tests/unit", extra, *options)
-        if measured and report.is_file():
-            percent = json.loads(report.read_text(encoding="utf-8"))["totals"]["percent_covered"]
-            short = f"{percent:.1f} % of plugins/module_utils, {COVERAGE_NEEDED:.0f} % are needed"
-            outcome.add("coverage", None if percent >= COVERAGE_NEEDED else short)
-    return outcome
+    return pytest("tests/unit", extra, *measured("unit", extra))
 
 
 def needs_only_310(path: Path, seen: frozenset[Path] = frozenset()) -> bool:
@@ -549,8 +565,15 @@ def artifact(_extra: list[str]) -> Outcome:
 
 
 def integration(extra: list[str]) -> Outcome:
-    """Playbooks run for real on this machine, each in a directory of its own."""
-    return pytest("tests/integration", extra, timeout_s=3600) if has_tests("tests/integration") else Outcome()
+    """The modules as real processes; together with unit they must cover module_utils."""
+    if not has_tests("tests/integration"):
+        return Outcome()
+    if not extra and (problem := install_packages(UNIT_PACKAGES)):
+        return Outcome(failures=[problem])
+    outcome = pytest("tests/integration", extra, *measured("integration", extra), timeout_s=3600)
+    if not extra:
+        add_coverage(outcome)
+    return outcome
 
 
 def e2e(extra: list[str]) -> Outcome:
@@ -559,7 +582,7 @@ def e2e(extra: list[str]) -> Outcome:
         return Outcome()
     if problem := install_packages(HOST_PACKAGES):
         return Outcome(failures=[problem])
-    return pytest("tests/e2e", extra, timeout_s=3600)
+    return pytest("tests/e2e", extra, *(() if extra else ("-n", "2", "--dist", "loadfile")), timeout_s=3600)
 
 
 def molecule(extra: list[str]) -> Outcome:
@@ -580,12 +603,12 @@ def molecule(extra: list[str]) -> Outcome:
 
 LEVELS = (
     Level("lint", "static checks: ruff, mypy, ansible-lint, specs, layers ...", lint),
-    Level("unit", "tests/unit, with coverage of plugins/module_utils", unit),
+    Level("unit", "tests/unit: pure functions and single parts", unit),
     Level("unit310", "the unit tests that need no Ansible, on Python 3.10", unit310),
     Level("sanity", "ansible-test sanity", sanity, anybody=False),
     Level("artifact", "the built and installed collection", artifact),
-    Level("integration", "tests/integration: real runs on this machine", integration),
-    Level("e2e", "tests/e2e: bare Debian hosts (root)", e2e, anybody=False),
+    Level("integration", "tests/integration: modules as real processes; coverage", integration),
+    Level("e2e", "tests/e2e: the whole run, and bare Debian hosts (root)", e2e, anybody=False),
     Level("molecule", "every scenario of molecule/ (root, Debian)", molecule, anybody=False),
 )
 

@@ -38,7 +38,8 @@ def recent(start_times_s: Iterable[float], now_s: float, window_s: float) -> lis
 
     A time that lies in the future comes from another clock and counts for nothing.
     """
-    return sorted(start_s for start_s in start_times_s if now_s - window_s < start_s <= now_s)
+    # The same sum as in `decide`, so that rounding cannot make a start count for no time at all.
+    return sorted(start_s for start_s in start_times_s if start_s <= now_s and start_s + window_s - now_s > 0)
 
 
 def decide(start_times_s: Iterable[float], now_s: float, starts: int, window_s: float) -> Verdict:

@@ -151,8 +151,11 @@ class Sandbox:
             return error.code, json.loads(error.read() or b"{}")
 
     def answers(self) -> bool:
-        """Whether the model says what the capital of France is."""
-        status, reply = self.ask("What is the capital of France? Answer in one sentence.")
+        """Whether the server is there and its model says what the capital of France is."""
+        try:
+            status, reply = self.ask("What is the capital of France? Answer in one sentence.")
+        except OSError:
+            return False
         return status == 200 and "Paris" in reply["choices"][0]["message"]["content"]
 
     def snapshot(self) -> dict[str, str]:

@@ -1,15 +1,14 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The main job on this machine: site.yml with the real engine and the real model, then damage, kills and bad input.
+"""The main job on this machine: site.yml with the real engine and the real model, then damage and bad input.
 
-GPURIG_E2E_FULL=1 makes the two long tests longer: each damage gets a run of its own, and each kill a fresh rig.
+GPURIG_E2E_FULL=1 gives each damage a run of its own.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import socket
@@ -22,7 +21,6 @@ import pytest
 from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Result, Sandbox, free_port, marked_pids
 
 FULL = bool(os.environ.get("GPURIG_E2E_FULL"))
-CAPITAL = "What is the capital of France? Answer in one sentence."
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +74,7 @@ def test_the_second_run_changes_nothing(rig: Sandbox) -> None:
 
 def test_the_api_is_private(rig: Sandbox) -> None:
     assert rig.answers()
-    assert rig.ask(CAPITAL, key="wrong")[0] == 401
+    assert rig.ask("Who are you?", key="wrong")[0] == 401
     address = _own_address()
     if address:
         with pytest.raises(OSError, match="refused"), socket.create_connection((address, rig.port), timeout=5):
@@ -351,53 +349,6 @@ def test_stop_start_uninstall_and_again(rig: Sandbox) -> None:
     assert sorted(path.name for path in rig.root.iterdir()) == ["models"]
     assert rig.run().rc == 0
     assert rig.answers()
-
-
-def _started(path: Path) -> Callable[[], bool]:
-    return path.exists
-
-
-def _after(seconds: float) -> Callable[[], bool]:
-    until = time.monotonic() + seconds
-    return lambda: time.monotonic() >= until
-
-
-def test_ten_kills_of_the_run(rig: Sandbox, place: Path) -> None:
-    """The run is killed at ten moments on its way; the one that is left alone ends where an undisturbed run ends."""
-    wanted = rig.snapshot()
-    box = Sandbox(place / "killed", free_port(), rig.home)
-    seed = int(os.environ.get("GPURIG_E2E_SEED", "20261121"))
-    chance = random.Random(seed)  # noqa: S311  moments, not secrets
-    env, models = box.root / "envs" / "llama_cpp", box.root / "models"
-    moments: list[Callable[[], Callable[[], bool]]] = [
-        *(lambda: _after(chance.uniform(1, 8)) for _ in range(3)),
-        lambda: _started(models / ".staging" / "smollm2"),  # the model's copy
-        lambda: _started(models / "smollm2"),
-        lambda: lambda: any(env.glob("????????????????/pyvenv.cfg")),  # the environment's build
-        lambda: lambda: any(env.glob("*/.complete.json")),  # just before or after the link's switch
-        lambda: _started(box.root / "run" / "supervisor.sock"),  # the service's start
-        *(lambda: _after(chance.uniform(4, 14)) for _ in range(2)),
-    ]
-    assert len(moments) == 10
-    try:
-        killed = 0
-        for moment in moments:
-            killed += box.killed_run(moment())
-            if FULL:
-                result = box.run()
-                assert result.rc == 0, result.text[-6000:]
-                assert box.snapshot() == wanted
-                box.end()
-                shutil.rmtree(box.root)
-        assert killed >= 8, f"only {killed} of 10 runs were killed before they ended (seed {seed})"
-        result = box.run()
-        assert result.rc == 0, result.text[-6000:]
-        assert box.snapshot() == wanted
-        assert box.answers()
-        again = box.run()
-        assert (again.rc, again.changed) == (0, 0), again.changed_tasks
-    finally:
-        box.end()
 
 
 def test_both_inventories_can_be_listed() -> None:

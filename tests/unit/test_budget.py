@@ -13,7 +13,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.budget import (
     parse_budget,
     recent,
 )
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 
@@ -34,6 +34,7 @@ def test_verdict(starts_s: list[float], now_s: float, expected: Verdict) -> None
     assert decide(starts_s, now_s, starts=3, window_s=60) == expected
 
 
+@example([6.25e-307], 1.0, 1, 1.0)
 @given(
     st.lists(st.floats(0, 1000), max_size=30),
     st.floats(0, 1000),

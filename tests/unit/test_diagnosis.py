@@ -11,7 +11,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_e
 # xllamacpp 2026.10.11549 with a GGUF cut in the middle, 2026-11-21.
 LLAMA_TRUNCATED = [
     "0.00.006.993 I srv    load_model: loading model 'trunc.gguf'",
-    "0.00.023.425 E llama_model_load: error loading model: tensor 'blk.16.ffn_down.weight' data is not within the file bounds",
+    "0.00.023.425 E llama_model_load: error loading model: tensor 'blk.16.ffn_down.weight' data is not within bounds",
     "0.00.023.438 E llama_model_load_from_file_impl: failed to load model",
     "0.00.035.791 E srv    load_model: failed to load model, 'trunc.gguf'",
     "0.00.036.135 E srv          init: exiting due to model loading error",
@@ -29,7 +29,7 @@ VLLM = [
     "ERROR 11-21 10:00:09 [core.py:7] EngineCore failed to start.",
     "Traceback (most recent call last):",
     '  File "arg_utils.py", line 1, in create_engine_config',
-    "\x1b[1;31mpydantic_core.ValidationError: 1 validation error for ModelConfig: max_model_len (9999) too large\x1b[0m",
+    "\x1b[1;31mpydantic_core.ValidationError: 1 error for ModelConfig: max_model_len (9999) too large\x1b[0m",
     "INFO the process ends",
 ]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-COLLECTION = Path(__file__).resolve().parents[2]
+COLLECTION = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture

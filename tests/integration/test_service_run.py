@@ -310,6 +310,27 @@ def test_a_process_without_our_record_is_started_anew(rig: Rig, monkeypatch: pyt
     assert rig.run()["pid"] != first
 
 
+def test_an_engine_that_ends_at_once_is_not_taken_for_a_running_one(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(services, "STEADY_S", 2.0)
+    more = {"restart": {"starts": 1, "window_s": 600, "delay_s": 0}}
+    rig.write("chat", ["/bin/sh", "-c", "sleep 0.5; echo wrong flag; exit 1"], **more)
+    with pytest.raises(service_run.RunError, match=r"chat: is (budget spent|starting) after its start"):
+        rig.run()
+
+
+def test_the_tool_on_its_way_to_the_engine_is_not_the_engine(rig: Rig) -> None:
+    for words, expected in ((["exec"], False), (["metrics"], True)):
+        process = subprocess.Popen([sys.executable, "-c", "input()", f"{rig.root}/tool/current", *words], stdin=-1)
+        try:
+            ticks = services.start_ticks(process.pid)
+            run = services.Run(process.pid, time.time(), services.boot_id(), ticks, "", {}, ())
+            wait_for(lambda pid=process.pid: "tool/current" in command(pid), "its command line")
+            assert services.is_engine(rig.host, run, process.pid) is expected
+        finally:
+            process.kill()
+            process.communicate()
+
+
 def test_pending_changes_show_in_check_mode_only(rig: Rig) -> None:
     rig.write("chat", SLEEPER)
     rig.run()
