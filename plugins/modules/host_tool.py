@@ -120,7 +120,7 @@ TOOL_MODULES: tuple[ModuleType, ...] = (
 
 _HEAD = "# Written by gpurig.llm. The next run writes it again: changes made here are lost.\n"
 _INIT = _HEAD + '"""The host tool of gpurig.llm."""\n'
-_MAIN = _HEAD + "import sys\n\nfrom gpurig.cli import main\n\nsys.exit(main())\n"
+_MAIN = _HEAD + "from gpurig.cli import main\n\nraise SystemExit(main())\n"
 _DIRECTORY_MODE = 0o755
 _LOG_MODE = 0o750
 _FILE_MODE = 0o644

@@ -91,3 +91,23 @@ def test_debian_12_gets_a_python_from_uv(bookworm: minbase.Host) -> None:
     assert "python version = 3.12." in answer.stdout
     again = bookworm.run(["./rig", "play", "--version"], user=minbase.OWNER, cwd=CHECKOUT)
     assert (again.returncode, again.stderr) == (0, "")
+
+
+def test_debian_13_serves_a_model_from_the_readmes_command(trixie: minbase.Host) -> None:
+    if trixie.run(["test", "-e", f"{CHECKOUT}/.venv"]).returncode:
+        pytest.fail("the first test of this file builds the environment")
+    first = trixie.run(["./rig", "up"], user=minbase.OWNER, cwd=CHECKOUT)
+    assert first.returncode == 0, first.stdout[-6000:] + first.stderr
+    assert "downloading about 93 MB" in first.stdout
+    assert "Paris" in first.stdout[first.stdout.index("first line of the answer") :]
+    again = trixie.run(["./rig", "up"], user=minbase.OWNER, cwd=CHECKOUT)
+    assert again.returncode == 0, again.stdout[-6000:] + again.stderr
+    assert "changed=0" in again.stdout
+    status = trixie.run([f"{CHECKOUT}/rig", "status"], user=minbase.OWNER, cwd="/")
+    assert "running" in status.stdout, status.stdout + status.stderr
+    log = trixie.run([f"{CHECKOUT}/rig", "logs", "chat", "-n", "200"], user=minbase.OWNER, cwd="/")
+    assert "llama_server: chat answers on http://127.0.0.1:8000" in log.stdout, log.stdout + log.stderr
+    removed = trixie.run([f"{CHECKOUT}/rig", "uninstall", "--yes"], user=minbase.OWNER, cwd="/")
+    assert removed.returncode == 0, removed.stdout + removed.stderr
+    kept = trixie.check(["ls", "/home/owner/.local/share/gpurig"])
+    assert kept.split() == ["models"]
