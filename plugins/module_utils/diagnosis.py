@@ -10,6 +10,9 @@ from collections.abc import Sequence
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
+# What systemd itself writes into a unit's journal; up to version 249 the second form lacks the unit's name.
+_SYSTEMD = re.compile(r"\S+\.service: |(Starting|Started|Stopping|Stopped|Failed to start) ")
+
 # Ordered by how much a line explains: the first pattern with a match wins, and of its matches the last one.
 _TELLING = (
     re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Exit|Interrupt): .+"),
@@ -28,6 +31,8 @@ def last_error_line(lines: Sequence[str]) -> str:
     """
     clean = [_ANSI.sub("", line).strip() for line in lines]
     clean = [line for line in clean if line]
+    # "Failed with result 'exit-code'." is true of every failure; it only counts when the program said nothing.
+    clean = [line for line in clean if not _SYSTEMD.match(line)] or clean
     for pattern in _TELLING:
         found = [line for line in clean if pattern.search(line)]
         if found:

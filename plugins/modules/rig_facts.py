@@ -197,6 +197,11 @@ ansible_facts:
           type: int
           returned: success
           sample: 67430551552
+        nvidia_driver_version:
+          description: Version of the loaded NVIDIA driver; empty when none is loaded.
+          type: str
+          returned: success
+          sample: 580.95.05
         python_venv:
           description: Whether the Python that the modules run on can make virtual environments.
           type: bool
@@ -223,12 +228,23 @@ problems:
   elements: str
 """
 
+import re
 from importlib.util import find_spec
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.host import read_evidence
 from ansible_collections.gpurig.llm.plugins.module_utils.kinds import AUTO, KINDS, OVERRIDABLE, KindError, decide
+
+
+def nvidia_driver_version(fs_root: str) -> str:
+    """Return the version of the loaded NVIDIA driver, as its own /proc file says; empty when none is loaded."""
+    try:
+        text = Path(fs_root, "proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)\s", text)
+    return found[1] if found else ""
 
 
 def main() -> None:
@@ -261,7 +277,11 @@ def main() -> None:
     for warning in facts.warnings:
         module.warn(warning)
     # Debian ships Python without ensurepip; python3-venv brings it.
-    rig = {**facts.as_dict(), "python_venv": find_spec("ensurepip") is not None}
+    rig = {
+        **facts.as_dict(),
+        "python_venv": find_spec("ensurepip") is not None,
+        "nvidia_driver_version": nvidia_driver_version(fs_root),
+    }
     module.exit_json(changed=False, ansible_facts={"rig": rig})
 
 

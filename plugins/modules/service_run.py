@@ -107,6 +107,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils import systemd
+from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_error_line
 from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, file_name
 from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     GOOD,
@@ -194,11 +195,9 @@ def apply_started(host: Host, name: str, plan: Plan) -> ServiceState:
     manager.start(name)
     seen = wait_settled(host, name)
     if seen.state not in GOOD:
-        last = next((line for line in reversed(seen.log_tail) if line.strip()), "its log is empty")
+        said = last_error_line(seen.log_tail) or "nothing"
         again = f", for the {seen.restarts + 1}. time" if seen.state == "starting" and seen.restarts else ""
-        raise RunError(
-            f"{name}: is {seen.state.replace('_', ' ')} after its start{again}. Last line of its log: {last}"
-        )
+        raise RunError(f"{name}: is {seen.state.replace('_', ' ')} after its start{again}. Its log says: {said}")
     return seen
 
 

@@ -32,6 +32,16 @@ VLLM = [
     "\x1b[1;31mpydantic_core.ValidationError: 1 error for ModelConfig: max_model_len (9999) too large\x1b[0m",
     "INFO the process ends",
 ]
+# The journal of a unit, systemd 252 and 249.
+SYSTEMD = [
+    "Starting gpurig-chat.service - llama.cpp serving smollm2...",
+    "Started gpurig-chat.service - llama.cpp serving smollm2.",
+    "gpurig exec: chat: secrets file /run/credentials/gpurig-chat.service/secrets: Permission denied.",
+    "gpurig-chat.service: Main process exited, code=exited, status=78/CONFIG",
+    "gpurig-chat.service: Failed with result 'exit-code'.",
+    "Failed to start gpurig-chat.service - llama.cpp serving smollm2.",
+    "Failed to start llama.cpp serving smollm2.",
+]
 
 
 @pytest.mark.parametrize(
@@ -41,6 +51,8 @@ VLLM = [
         pytest.param(LLAMA_PORT, "exiting due to HTTP server error", id="llama-port-taken"),
         pytest.param(VLLM, "max_model_len (9999) too large", id="vllm-exception-without-colours"),
         pytest.param(["gpurig exec: chat: refused: secrets file missing"], "secrets file missing", id="host-tool"),
+        pytest.param(SYSTEMD, "Permission denied", id="systemd-has-the-last-word"),
+        pytest.param(SYSTEMD[3:5], "Failed with result", id="systemd-has-the-only-word"),
         pytest.param(["loading", "ready"], "ready", id="no-error-gives-the-last-line"),
     ],
 )

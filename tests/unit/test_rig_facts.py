@@ -20,7 +20,7 @@ RIG_KEYS = {
     *("kind", "kind_declared", "service_manager", "can_install_packages"),
     *("can_reboot", "can_install_driver", "can_set_power"),
     *("container_engine", "root_dir", "volume_dir", "user", "group", "paths", "os", "arch", "cpu_count"),
-    *("memory_bytes", "python_version", "python_venv", "evidence", "warnings"),
+    *("memory_bytes", "python_version", "python_venv", "nvidia_driver_version", "evidence", "warnings"),
 }
 
 
@@ -109,3 +109,30 @@ def test_this_machine(tmp_path: Path, run_module: RunModule) -> None:
     result = run_module("rig_facts", {"kind": "sandbox", "root": str(root)})
     assert result["ansible_facts"]["rig"]["paths"]["root"] == str(root)
     assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "version"),
+    [
+        pytest.param(
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.95.05  Tue Sep 23 10:11:16 UTC 2025\nGCC 12\n",
+            "580.95.05",
+            id="proprietary",
+        ),
+        pytest.param(
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build  (dvs@x)\n",
+            "580.95.05",
+            id="open",
+        ),
+        pytest.param("something else\n", "", id="unknown-text"),
+        pytest.param(None, "", id="no-driver"),
+    ],
+)
+def test_the_loaded_driver_is_a_fact(run_module: RunModule, tmp_path: Path, text: str | None, version: str) -> None:
+    base = trees.sandbox(tmp_path)
+    if text is not None:
+        place = base / "proc/driver/nvidia"
+        place.mkdir(parents=True)
+        (place / "version").write_text(text)
+    result = run_module("rig_facts", {"kind": "sandbox", "fs_root": str(base)}, environment=HOME)
+    assert result["ansible_facts"]["rig"]["nvidia_driver_version"] == version
