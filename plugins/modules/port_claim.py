@@ -80,7 +80,7 @@ def port_problem(name: str, port: int, root: str, ended: set[int]) -> tuple[str,
     holders = [process for process in map(read_process, pids) if process]
     strangers = [process for process in holders if process.pid not in ended and not is_own(process, name, root)]
     if not holders:
-        return "", "a process whose owner hides it (run as root to see it)"
+        return "", "a process that this user may not look into (root can: ss -ltnp)"
     if strangers:
         return "", "; ".join(process.in_words() for process in strangers)
     own = [process.in_words() for process in holders if process.pid not in ended]
