@@ -57,7 +57,7 @@ def read_key(secrets_file: str) -> str:
         raise EngineError(f"cannot read the secrets file {secrets_file}: {error.strerror}") from error
     for line in text.splitlines():
         name, _sep, value = line.partition("=")
-        if name.strip().endswith("API_KEY"):
+        if name.strip().endswith("API_KEY") and not name.lstrip().startswith("#"):
             return value.strip()
     raise EngineError(f"the secrets file {secrets_file} holds no variable that ends in API_KEY")
 

@@ -554,7 +554,8 @@ def _service_section(service: ServiceSpec, bin_dir: str, run_dir: str) -> list[s
     lines.append(f"ExecStart={_systemd_command(service, bin_dir)}")
     if not service.oneshot:
         # Not on-failure: an engine whose worker died ends with exit code 0.
-        lines += ["Restart=always", f"RestartSec={service.restart.delay_s}"]
+        # 78: what `gpurig exec` ends with when starting again cannot help (a missing card, a broken secrets file).
+        lines += ["Restart=always", "RestartPreventExitStatus=78", f"RestartSec={service.restart.delay_s}"]
     lines += [
         f"TimeoutStartSec={service.start_timeout_s}",
         f"TimeoutStopSec={service.stop_timeout_s}",

@@ -82,6 +82,7 @@ import hashlib
 import json
 import os
 import pwd
+import re
 import shlex
 import shutil
 import stat
@@ -126,6 +127,7 @@ _LOG_MODE = 0o750
 _FILE_MODE = 0o644
 _PROGRAM_MODE = 0o755
 _PRIVATE_MODE = 0o600
+_OWN_NAME = re.compile(r"[0-9a-f]{16}|current\.new|\..*")  # versions, and what a run that was cut off left
 
 # Directories that belong to whoever installs, and those that the services write.
 _OURS = ("root", "bin", "tool", "envs", "uv", "python", "config", "secrets", "services", "supervisor_programs")
@@ -311,7 +313,7 @@ def plan_strangers(directory: str, known: set[str]) -> list[Step]:
 def plan_versions(tool: str, version: str) -> list[Step]:
     """Return the removals of old versions and of what broken runs left, all but the last old version."""
     try:
-        entries = [path for path in Path(tool).iterdir() if path.name not in {"current", version}]
+        entries = [path for path in Path(tool).iterdir() if path.name != version and _OWN_NAME.fullmatch(path.name)]
     except FileNotFoundError:
         return []
     current = Path(tool, "current")

@@ -60,6 +60,8 @@ holder:
 """
 
 
+from pathlib import Path
+
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.procfs import (
     Process,
@@ -105,7 +107,11 @@ def main() -> None:
     root = rig["root_dir"]
     supervisor_pid = None
     if rig["service_manager"] == "supervisord":
-        supervisor_pid = Supervisor(rig["paths"]).daemon_pid()
+        supervisor = Supervisor(rig["paths"])
+        supervisor_pid = supervisor.daemon_pid()
+        # A daemon that is only slow to answer still looks after its programs; one without its socket does not.
+        if supervisor_pid is None and Path(supervisor.socket).exists():
+            supervisor_pid = supervisor.recorded_pid()
     lost = orphans(root, supervisor_pid, processes())
     words = [process.in_words() for process in lost]
     alive: list[int] = []

@@ -237,6 +237,20 @@ from ansible_collections.gpurig.llm.plugins.module_utils.host import read_eviden
 from ansible_collections.gpurig.llm.plugins.module_utils.kinds import AUTO, KINDS, OVERRIDABLE, KindError, decide
 
 
+def foreign_entries(paths: dict[str, str]) -> list[str]:
+    """Return what lies in an existing root that no run of ours made; empty once host.json says that it is ours."""
+    root = Path(paths["root"])
+    if Path(paths["config"], "host.json").exists() or not root.is_dir():
+        return []
+    known = {"lost+found"} | {Path(path).parts[len(root.parts)] for path in paths.values() if is_inside(path, root)}
+    return sorted(entry.name for entry in root.iterdir() if entry.name not in known)
+
+
+def is_inside(path: str, root: Path) -> bool:
+    """Whether the path lies below the root and is not the root itself."""
+    return Path(path) != root and Path(path).is_relative_to(root)
+
+
 def nvidia_driver_version(fs_root: str) -> str:
     """Return the version of the loaded NVIDIA driver, as its own /proc file says; empty when none is loaded."""
     try:
@@ -276,6 +290,14 @@ def main() -> None:
         module.fail_json(msg=str(error), problems=list(error.problems))
     for warning in facts.warnings:
         module.warn(warning)
+    strangers = foreign_entries(facts.layout.as_dict())
+    if strangers:
+        module.fail_json(
+            msg=(
+                f"rig_root: {facts.layout.root} holds what is not ours: {', '.join(strangers[:5])}. Needed: a "
+                "directory that is missing, empty or made by this collection. Remedy: set rig_root to one of its own."
+            )
+        )
     # Debian ships Python without ensurepip; python3-venv brings it.
     rig = {
         **facts.as_dict(),

@@ -136,3 +136,20 @@ def test_the_loaded_driver_is_a_fact(run_module: RunModule, tmp_path: Path, text
         (place / "version").write_text(text)
     result = run_module("rig_facts", {"kind": "sandbox", "fs_root": str(base)}, environment=HOME)
     assert result["ansible_facts"]["rig"]["nvidia_driver_version"] == version
+
+
+def test_a_root_that_holds_somebody_elses_files_is_refused(run_module: RunModule, tmp_path: Path) -> None:
+    base = trees.sandbox(tmp_path / "host")
+    root = tmp_path / "documents"
+    (root / "cache").mkdir(parents=True)
+    args = {"kind": "sandbox", "fs_root": str(base), "root": str(root)}
+    ours = run_module("rig_facts", args, environment=HOME)
+    assert not ours.get("failed"), "what a run that was cut off left is ours"
+    (root / "thesis.odt").write_text("years of work")
+    refused = run_module("rig_facts", args, environment=HOME)
+    assert refused["failed"]
+    assert "thesis.odt" in refused["msg"]
+    assert "set rig_root" in refused["msg"]
+    (root / "etc").mkdir()
+    (root / "etc" / "host.json").write_text("{}")
+    assert not run_module("rig_facts", args, environment=HOME).get("failed"), "host.json says that the root is ours"
