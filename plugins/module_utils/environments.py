@@ -45,7 +45,8 @@ class Wish:
     """The environment that should be there.
 
     `lock_text`: see lockfile. `python`: an interpreter, of a venv or not; used only when something must be built.
-    `keep`: how many earlier environments stay. `margin_bytes`: what must stay free on the disk. `wait_s`: for another
+    `keep`: how many earlier environments stay, beside those that a text below `records_dir` names: a service runs from
+    them, or could go back to them. `margin_bytes`: what must stay free on the disk. `wait_s`: for another
     run at the same place. `timeout_s`: for one build.
     """
 
@@ -56,6 +57,7 @@ class Wish:
     python: str
     cache_dir: Path
     keep: int = 1
+    records_dir: Path | None = None
     margin_bytes: int = 256 << 20
     wait_s: float = 1800.0
     timeout_s: float = 7200.0
@@ -87,7 +89,7 @@ class State:
 
     `current`: the link's target, "" for none. `complete`: ids, last used first. `unfinished`: ids without a marker.
     `leftovers`: what runs that were cut off were building, replacing or linking. `differences`: what is wrong with the
-    wanted environment, if that is complete.
+    wanted environment, if that is complete. `used`: ids that a service's record names.
     """
 
     current: str
@@ -95,6 +97,7 @@ class State:
     unfinished: tuple[str, ...]
     leftovers: tuple[str, ...]
     differences: tuple[str, ...]
+    used: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +137,15 @@ def look(wish: Wish) -> State:
     complete.sort(key=lambda name: -_last_used_ns(wish.home / name))
     unfinished = [name for name in sorted(found) if name not in complete]
     differences = _damage(wish) if wish.lock_id in complete else []
-    return State(current, tuple(complete), tuple(unfinished), tuple(building.leftovers(wish.home)), tuple(differences))
+    leftovers = tuple(building.leftovers(wish.home))
+    used = _used(wish, complete)
+    return State(current, tuple(complete), tuple(unfinished), leftovers, tuple(differences), used)
+
+
+def _used(wish: Wish, ids: Iterable[str]) -> frozenset[str]:
+    records = wish.records_dir.rglob("*.json") if wish.records_dir else ()
+    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in records)
+    return frozenset(name for name in ids if f"/{wish.name}/{name}/" in text)
 
 
 def plan(state: State, wanted: str, keep: int) -> tuple[Step, ...]:
@@ -149,7 +160,7 @@ def plan(state: State, wanted: str, keep: int) -> tuple[Step, ...]:
         steps.append(Step("build", wanted, "was not finished" if wanted in state.unfinished else "not there yet"))
     if state.current != wanted:
         steps.append(Step("switch", building.LINK, f"from {state.current or 'nothing'} to {wanted}"))
-    earlier = [name for name in state.complete if name != wanted]
+    earlier = [name for name in state.complete if name != wanted and name not in state.used]
     earlier.sort(key=lambda name: name != state.current)
     steps += [Step("remove", name, "was not finished") for name in state.unfinished if name != wanted]
     steps += [Step("remove", name, f"older than the {keep} kept") for name in earlier[keep:]]

@@ -20,6 +20,7 @@ from .hub import Hub, HubError, HubNoSpaceError, HubUnreachableError, RemoteFile
 from .model_files import FIRST_BYTES, GGUF, JSON_LIMIT_BYTES, ModelEntry, Verdict, heads_wanted, judge, select_files
 from .model_store import (
     PUT_BACK,
+    RECORD,
     FileRecord,
     FormatError,
     ModelStoreError,
@@ -28,6 +29,7 @@ from .model_store import (
     Progress,
     Record,
     State,
+    exchange,
     hash_file,
     inspect,
     interrupted,
@@ -145,6 +147,9 @@ def _predict(task: Task) -> Outcome:
         moved = cut_off and entry.source != "local"
         outcome.path = str(places.home / state.record.main) if moved else state.record.path
         outcome.message = f"would renew the record of {entry.name}"
+    elif state.status == "other" and inspect(places.earlier, entry).status == "complete":
+        outcome.path = str(places.home / read_record(places.earlier / RECORD).main)
+        outcome.message = f"would put {entry.name} back in place; it was fetched and verified before"
     elif entry.source == "local":
         root, verdict = _look_at_local(task, outcome)
         size = sum((root / name).stat().st_size for name in verdict.files)
@@ -214,6 +219,14 @@ def _fetch(task: Task) -> Outcome:
                 outcome.differences = [*recovered, *state.differences]
                 outcome.before = _state_text(task, state)
                 outcome.message = f"renewed the record of {entry.name}"
+            return outcome
+        if state.status == "other" and inspect(places.earlier, entry).status == "complete":
+            exchange(places)
+            outcome = _unchanged(task, read_record(places.record))
+            outcome.changed = True
+            outcome.differences = [*recovered, *state.differences]
+            outcome.before = _state_text(task, state)
+            outcome.message = f"put {entry.name} back in place; it was fetched and verified before"
             return outcome
         outcome = Outcome(True, "", str(places.record), differences=[*recovered, *state.differences])
         outcome.before, outcome.after = _state_text(task, state), _final_text(task)

@@ -7,6 +7,7 @@
 <models>/.staging/<key>/        what is being fetched; renamed to <models>/<key> when complete
 <models>/.staging/<key>.old/    what was there before, for the moment of the exchange
 <models>/.staging/<key>.lock    flock of the run that is at work; .progress and .log of that run
+<models>/.earlier/<key>/        the model of another revision that was replaced, until its services are healthy anew
 <models>/.replaced/<key>-<n>/   files that were in the way and that we had not put there: kept, never deleted
 """
 
@@ -86,6 +87,10 @@ class Places:
     @property
     def old(self) -> Path:
         return self.staging_area / f"{self.key}.old"
+
+    @property
+    def earlier(self) -> Path:
+        return self.models / ".earlier" / self.key
 
     @property
     def lock(self) -> Path:
@@ -544,7 +549,7 @@ def recover(places: Places) -> list[str]:
         places.old.rename(places.home)
         return [PUT_BACK.format(key=places.key)]
     if places.old.is_dir():
-        kept = discard(places.old, places)
+        kept = retire(places)
         return [f"kept: {kept}"] if kept else []
     return []
 
@@ -552,7 +557,8 @@ def recover(places: Places) -> list[str]:
 def publish(places: Places, record: Record) -> str | None:
     """Make the staged files the model: write the record into them, then rename.
 
-    What was in place goes only after that. Returns the directory where files of others were kept, if there were any.
+    What was in place goes only after that, see `retire`. Returns the directory where files of others were kept, if
+    there were any.
     """
     _open_for_reading(places.staging)
     write_atomically(places.staging / RECORD, record.to_json())
@@ -560,7 +566,54 @@ def publish(places: Places, record: Record) -> str | None:
         places.home.rename(places.old)
     places.staging.rename(places.home)
     _sync_directory(places.models)
-    return discard(places.old, places) if places.old.is_dir() else None
+    return retire(places) if places.old.is_dir() else None
+
+
+def retire(places: Places) -> str | None:
+    """Keep what `places.old` holds as the way back if it is another model that we fetched, else discard it.
+
+    One earlier model is kept. Returns the directory where files of others were kept, if there were any.
+    """
+    before = _source(places.old)
+    if before is None or before["kind"] == "local" or before == _source(places.home):
+        return discard(places.old, places)
+    kept = discard(places.earlier, places) if places.earlier.is_dir() else None
+    places.earlier.parent.mkdir(exist_ok=True)
+    places.old.rename(places.earlier)
+    return kept
+
+
+def _source(directory: Path) -> Mapping[str, Any] | None:
+    try:
+        return read_record(directory / RECORD).source
+    except (OSError, ValueError):
+        return None
+
+
+def record_digest(record: Path) -> str:
+    """Return the SHA-256 of a model's record, which tells one state of the model from another; '' without one."""
+    try:
+        return hashlib.sha256(record.read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def exchange(places: Places) -> None:
+    """Put the earlier model in place and keep the present one as the earlier; the lock is held. Raises OSError.
+
+    Killed on the way, `recover` finishes or undoes it.
+    """
+    places.home.rename(places.old)
+    places.earlier.rename(places.home)
+    places.old.rename(places.earlier)
+
+
+def drop_earlier(models: Path, needed: Callable[[str], bool]) -> None:
+    """Discard the earlier models whose record's digest nobody needs."""
+    with contextlib.suppress(FileNotFoundError):
+        for directory in sorted((models / ".earlier").iterdir()):
+            if not needed(record_digest(directory / RECORD)):
+                discard(directory, Places(models, directory.name))
 
 
 def _open_for_reading(root: Path) -> None:

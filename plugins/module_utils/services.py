@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,7 @@ SETTLE_S = 20.0
 RESTARTED_S = 3.0
 STEADY_S = 0.25
 DEFAULT_STOP_TIMEOUT_S = 60.0
+CONFIG_FILES_DIR = "instances"
 _TAIL_BYTES = 64 * 1024
 
 GOOD = ("running", "finished")
@@ -188,6 +190,18 @@ class Host:
 
     def ready_record(self, name: str) -> str:
         return f"{self.paths['run']}/{name}.ready.json"
+
+    def good_record(self, name: str) -> str:
+        """The record and the manager's file with which the service was last healthy, to go back to."""
+        return f"{self.paths['services']}/good/{name}.json"
+
+    def config_files(self, name: str) -> list[str]:
+        """The engine's configuration files of the service, each named by its content, sorted."""
+        pattern = re.compile(rf"{re.escape(name)}-[0-9a-f]{{12}}\.yaml")
+        directory = Path(self.paths["config"], CONFIG_FILES_DIR)
+        with contextlib.suppress(OSError):
+            return sorted(str(path) for path in directory.iterdir() if pattern.fullmatch(path.name))
+        return []
 
     def program_file(self, name: str) -> str:
         """The manager's own file of the service."""
@@ -740,9 +754,17 @@ def write_ready_s(rig: Mapping[str, Any], name: str, state: ServiceState) -> flo
     return ready_s
 
 
-def run_files(host: Host, names: Iterable[str]) -> list[str]:
-    """Return the run files of the services that exist, sorted."""
+def own_files(host: Host, names: Iterable[str]) -> list[str]:
+    """Return the files of the services that exist beside record and manager's file, sorted."""
     found = [
-        path for name in names for path in (host.run_record(name), host.starts_record(name), host.ready_record(name))
+        path
+        for name in names
+        for path in (
+            host.run_record(name),
+            host.starts_record(name),
+            host.ready_record(name),
+            host.good_record(name),
+            *host.config_files(name),
+        )
     ]
     return sorted(path for path in found if Path(path).exists())

@@ -14,6 +14,7 @@ author: [gpurig.llm maintainers (@gpurig)]
 description:
   - Waits until the health URL answers 200 and, when O(model) is given, until C(/v1/models) lists it.
   - Ends early with the engine's own last error line when the service's process dies, instead of waiting in vain.
+  - Records what the service is healthy with, for O(ignore:state=restored) of M(gpurig.llm.service_run) to go back to.
   - Run from a playbook it prints a progress line at least every ten seconds (an action plugin asks in short slices).
 options:
   name:
@@ -58,7 +59,7 @@ attributes:
     details: In check mode it looks once and does not wait.
   diff_mode:
     support: none
-    details: It changes nothing but the record of the measured start-up time.
+    details: It changes nothing but its own records, the measured start-up time and the way back.
   idempotent:
     support: full
 """
@@ -109,12 +110,17 @@ from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import (
     listed_models,
     read_key,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.gate import remember
 from ansible_collections.gpurig.llm.plugins.module_utils.services import (
+    Host,
+    HostError,
     ServiceState,
     read_ready_s,
     read_service,
     write_ready_s,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import SupervisorError
+from ansible_collections.gpurig.llm.plugins.module_utils.systemd import SystemdError
 
 POLL_S = 0.25
 ENDED = ("stopped", "failed", "budget_spent")
@@ -156,6 +162,51 @@ def death(state: ServiceState, first_pid: int) -> str:
     return ""
 
 
+def failure(module: AnsibleModule, msg: str, phase: str, state: ServiceState) -> None:
+    """End with the message and the last lines of the log."""
+    module.fail_json(msg=msg, ready=False, phase=phase, pid=state.pid, log_tail=state.log_tail)
+
+
+def wait(module: AnsibleModule) -> None:
+    """Look until the engine is ready, its process dies or the time is over; ends the module."""
+    params = module.params
+    name, rig = params["name"], params["rig"]
+    host = Host.from_rig(rig)
+    first_pid = params["first_pid"] or read_service(rig, name, lines=0).pid
+    began = time.monotonic()
+    limit_s = 0 if module.check_mode else params["slice_s"] or params["timeout_s"]
+    while True:
+        try:
+            ready, phase = look(params)
+        except WrongModelError as error:
+            failure(module, str(error), "serves another model", read_service(rig, name))
+        state = read_service(rig, name, lines=0)
+        if ready and state.state == "running":
+            known = read_ready_s(rig, name, state)
+            if not module.check_mode:
+                known = write_ready_s(rig, name, state) if known is None else known
+                if not state.stale:
+                    remember(host, name)
+            extra = {} if known is None else {"ready_s": known}
+            module.exit_json(changed=False, ready=True, phase=phase, pid=state.pid, **extra)
+        why = death(state, first_pid)
+        if why and not module.check_mode:
+            state = read_service(rig, name)
+            line = last_error_line(state.log_tail) or "(the log is empty)"
+            whole = f"The whole log: {rig['paths']['bin']}/gpurig logs {name}"
+            failure(module, f"{name} {why}. Its last error line: {line}. {whole}", phase, state)
+        if time.monotonic() - began >= limit_s:
+            break
+        time.sleep(POLL_S)
+    if params["slice_s"] or module.check_mode:
+        module.exit_json(changed=False, ready=False, phase=phase, pid=state.pid)
+    state = read_service(rig, name)
+    line = last_error_line(state.log_tail) or "(the log is empty)"
+    failure(
+        module, f"{name} was not ready after {params['timeout_s']} s: {phase}. Its last log line: {line}", phase, state
+    )
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -171,54 +222,13 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    params = module.params
-    name, rig = params["name"], params["rig"]
-    state = read_service(rig, name)
-    first_pid = params["first_pid"] or state.pid
-    began = time.monotonic()
-    limit_s = params["slice_s"] or params["timeout_s"]
-    if module.check_mode:
-        limit_s = 0
-    while True:
-        try:
-            ready, phase = look(params)
-        except WrongModelError as error:
-            module.fail_json(msg=str(error), ready=False, phase="serves another model", pid=state.pid)
-        state = read_service(rig, name)
-        if ready and state.state == "running":
-            known = read_ready_s(rig, name, state)
-            if known is None and not module.check_mode:
-                known = write_ready_s(rig, name, state)
-            extra = {} if known is None else {"ready_s": known}
-            module.exit_json(changed=False, ready=True, phase=phase, pid=state.pid, **extra)
-        why = death(state, first_pid)
-        if why and not module.check_mode:
-            line = last_error_line(state.log_tail)
-            module.fail_json(
-                msg=(
-                    f"{name} {why}. Its last error line: {line or '(the log is empty)'}. "
-                    f"The whole log: {rig['paths']['bin']}/gpurig logs {name}"
-                ),
-                ready=False,
-                phase=phase,
-                pid=state.pid,
-                log_tail=state.log_tail,
-            )
-        if time.monotonic() - began >= limit_s:
-            break
-        time.sleep(POLL_S)
-    if params["slice_s"] or module.check_mode:
-        module.exit_json(changed=False, ready=False, phase=phase, pid=state.pid)
-    module.fail_json(
-        msg=(
-            f"{name} was not ready after {params['timeout_s']} s: {phase}. "
-            f"Its last log line: {last_error_line(state.log_tail) or '(the log is empty)'}"
-        ),
-        ready=False,
-        phase=phase,
-        pid=state.pid,
-        log_tail=state.log_tail,
-    )
+    try:
+        wait(module)
+    except (HostError, SupervisorError, SystemdError) as error:
+        module.fail_json(msg=f"{module.params['name']}: {error}", ready=False, phase="", pid=0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        module.fail_json(msg=f"{module.params['name']}: {where}{error.strerror or error}", ready=False, phase="", pid=0)
 
 
 if __name__ == "__main__":

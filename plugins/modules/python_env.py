@@ -53,6 +53,12 @@ options:
   python_dir:
     description: Directory of uv's managed Pythons, where uv may install one when the host has none that fits.
     type: path
+  prefer_managed:
+    description: >-
+      Build on one of uv's managed Pythons, for a host whose own is gone after a restart. The host's own is used, with a
+      warning, when uv cannot install one.
+    type: bool
+    default: false
   user:
     description: Who is to run the environment; a Python that only its owner may read does not do for another user.
     type: str
@@ -65,6 +71,10 @@ options:
     description: How many earlier environments stay, for a way back.
     type: int
     default: 1
+  records_dir:
+    description: >-
+      Directory of the services' records. An environment that one of them names stays, whatever O(keep) says.
+    type: path
   margin_bytes:
     description: What must stay free on the disk beyond what the lock says it needs.
     type: int
@@ -161,7 +171,12 @@ from ansible_collections.gpurig.llm.plugins.module_utils.building import BuildEr
 from ansible_collections.gpurig.llm.plugins.module_utils.environments import LOG, Wish, converge
 from ansible_collections.gpurig.llm.plugins.module_utils.interpreters import Need
 from ansible_collections.gpurig.llm.plugins.module_utils.lockfile import parse
-from ansible_collections.gpurig.llm.plugins.module_utils.uv_install import PythonWish, is_another_user, provide_python
+from ansible_collections.gpurig.llm.plugins.module_utils.uv_install import (
+    PYTHON_LOG,
+    PythonWish,
+    is_another_user,
+    provide_python,
+)
 
 SHOWN_AT_MOST = 50
 
@@ -196,13 +211,20 @@ def read_lock(module: AnsibleModule) -> str:
     return ""
 
 
-def chosen_python(wish: Wish, params: dict[str, Any]) -> str:
+def chosen_python(module: AnsibleModule, wish: Wish) -> str:
     """The interpreter to build on: empty when nothing has to be built. Raises NoPythonError with every way out."""
     if not any(step.action == "build" for step in converge(wish, check=True).steps):
         return ""
-    lock = parse(wish.lock_text)
+    params, lock = module.params, parse(wish.lock_text)
     need = Need(lock.python, headers=lock.needs_headers, for_everyone=is_another_user(params["user"]))
-    found = provide_python(PythonWish(need, params["uv"], Path(params["python_dir"]), params["wait_s"])).interpreter
+    managed = bool(params["prefer_managed"])
+    wanted = PythonWish(need, params["uv"], Path(params["python_dir"]), params["wait_s"], managed=managed)
+    found = provide_python(wanted).interpreter
+    if found and managed and found.source != "managed":
+        module.warn(
+            f"{wish.name} is built on {found.path}, because uv could not install a Python of its own (see "
+            f"{params['python_dir']}/{PYTHON_LOG}). When a restart brings another system, run the playbook again."
+        )
     return found.path if found else ""
 
 
@@ -216,9 +238,11 @@ def main() -> None:
             "uv": {"type": "path", "required": True},
             "python": {"type": "str", "default": ""},
             "python_dir": {"type": "path"},
+            "prefer_managed": {"type": "bool", "default": False},
             "user": {"type": "str", "default": ""},
             "cache_dir": {"type": "path", "required": True},
             "keep": {"type": "int", "default": 1},
+            "records_dir": {"type": "path"},
             "margin_bytes": {"type": "int", "default": 256 << 20},
             "wait_s": {"type": "float", "default": 1800},
             "timeout_s": {"type": "float", "default": 7200},
@@ -239,13 +263,14 @@ def main() -> None:
         python=params["python"] or "",
         cache_dir=Path(params["cache_dir"]),
         keep=params["keep"],
+        records_dir=Path(params["records_dir"]) if params["records_dir"] else None,
         margin_bytes=params["margin_bytes"],
         wait_s=params["wait_s"],
         timeout_s=params["timeout_s"],
     )
     try:
         if not wish.python and params["python_dir"] and not module.check_mode:
-            wish = dataclasses.replace(wish, python=chosen_python(wish, params))
+            wish = dataclasses.replace(wish, python=chosen_python(module, wish))
         outcome = converge(wish, module.check_mode)
     except BuildError as error:
         module.fail_json(msg=str(error), progress_file=str(wish.home / LOG))

@@ -29,8 +29,11 @@ options:
       - V(started) lets it run now and from now on. V(stopped) ends it; it comes back with the host or with
         C(gpurig start).
       - V(absent) ends it and removes the manager's file, the record and its run files. Data and logs stay.
+      - V(restored) is for the case that a changed service did not become healthy. Where the service was healthy with
+        another record before, that record and its manager's file come back, and the module waits until the service is
+        healthy again. See RV(restored). Nothing happens where there is nothing to go back to.
     type: str
-    choices: [started, stopped, absent]
+    choices: [started, stopped, absent, restored]
     default: started
   manager:
     description: Who keeps it alive. Empty takes it from O(rig).
@@ -84,6 +87,12 @@ service_state:
   returned: always
   type: str
   sample: running
+restored:
+  description:
+    - How going back went, as a sentence. Empty when there was nothing to go back to.
+  returned: with O(state=restored)
+  type: str
+  sample: What ran before serves again, after 4.2 s.
 pid:
   description: Process id of the service; V(0) when it has none.
   returned: always
@@ -108,6 +117,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils import systemd
 from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_error_line
+from ansible_collections.gpurig.llm.plugins.module_utils.gate import go_back, way_back
 from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, file_name
 from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     GOOD,
@@ -120,9 +130,9 @@ from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     is_engine,
     manager_of,
     origin,
+    own_files,
     read_json,
     read_run,
-    run_files,
     service_state,
     settled_state,
     stop_timeout_s,
@@ -214,7 +224,7 @@ def plan_absent(host: Host, name: str) -> Plan:
     view = manager_of(host).view(name, oneshot=False)
     stop = plan_stopped(host, name)
     known = [f"{host.manager} knows it"] if view.known else []
-    files = [f"{path} exists" for path in [host.program_file(name), *run_files(host, [name]), host.record(name)]]
+    files = [f"{path} exists" for path in [host.program_file(name), *own_files(host, [name]), host.record(name)]]
     return Plan(stop.reasons + known + [text for text in files if os.path.lexists(text.removesuffix(" exists"))])
 
 
@@ -227,8 +237,23 @@ def apply_absent(host: Host, name: str) -> None:
         systemd.order("disable", [systemd.unit_name(name)])
     Path(host.program_file(name)).unlink(missing_ok=True)
     manager.forget(name, limit_s)
-    for path in [*run_files(host, [name]), host.record(name)]:
+    for path in [*own_files(host, [name]), host.record(name)]:
         Path(path).unlink(missing_ok=True)
+
+
+def apply_restored(host: Host, name: str, check: bool) -> tuple[Plan, str]:
+    """Go back to what the service was last healthy with; return (why, how it went as a sentence)."""
+    good = way_back(host, name)
+    if good is None:
+        return Plan([]), ""
+    plan = Plan([f"it was healthy with another {host.record(name)}"], restart=True)
+    if check:
+        return plan, ""
+    back = go_back(host, name, good)
+    if back.healthy:
+        return plan, f"What ran before serves again, after {back.seconds} s."
+    said = last_error_line(back.state.log_tail) or "nothing"
+    return plan, f"What ran before was started again, and is {back.seen} after {back.seconds} s. Its log says: {said}"
 
 
 def look(host: Host, name: str) -> ServiceState:
@@ -290,7 +315,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["started", "stopped", "absent"], "default": "started"},
+            "state": {"type": "str", "choices": ["started", "stopped", "absent", "restored"], "default": "started"},
             "manager": {"type": "str", "choices": ["", "systemd", "supervisord"], "default": ""},
             "rig": {"type": "dict", "required": True},
             "record_text": {"type": "str"},
@@ -304,10 +329,15 @@ def main() -> None:
     rig["service_manager"] = params["manager"] or rig["service_manager"]
     host = Host.from_rig(rig)
     name, wanted = params["name"], params["state"]
+    extra: dict[str, str] = {}
     try:
         file_name({"name": name}, host.manager)
         files = plan_files(host, params)
-        plan, seen = converge(host, params, files, module.check_mode)
+        if wanted == "restored":
+            plan, extra["restored"] = apply_restored(host, name, module.check_mode)
+            seen = look(host, name)
+        else:
+            plan, seen = converge(host, params, files, module.check_mode)
     except (RunError, HostError, SpecError, SupervisorError, systemd.SystemdError) as error:
         module.fail_json(msg=str(error), log_tail=tail_or_nothing(host, name))
     except OSError as error:
@@ -318,6 +348,7 @@ def main() -> None:
         service_state=seen.state,
         pid=seen.pid,
         started_at_s=seen.since_s,
+        **extra,
         diff=[
             *({"before_header": path, "after_header": path, "before": old, "after": new} for path, old, new in files),
             {

@@ -76,7 +76,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Sandbox], None], str]] = {
         _at("models/smollm2/**/*.gguf", _truncate),
         "Fetch what is missing and mend what is damaged",
     ),
-    "launcher-edited": ("a", _at("envs/llama_cpp/llama_server.py", _edit), "Put the launcher beside the environment"),
+    "launcher-edited": ("a", _at("envs/llama_cpp/llama_server-*.py", _edit), "Put the launcher beside the environment"),
     "program-edited": ("a", _at("etc/supervisor.d/chat.conf", _edit), "Bring the service to its state"),
     "uv-link-gone": ("b", _at("uv/current", Path.unlink), "Install uv"),
     "wrapper-gone": ("b", _at("bin/gpurig", Path.unlink), "Install the tool"),

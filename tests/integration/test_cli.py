@@ -9,11 +9,9 @@ import json
 import os
 import pty
 import re
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,72 +19,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpurig.llm.plugins.module_utils import cli, procfs, service_spec, services, supervisor
+from ansible_collections.gpurig.llm.plugins.module_utils import cli, procfs, services, supervisor
 from ansible_collections.gpurig.llm.plugins.module_utils.gpu_model import Card
-from ansible_collections.gpurig.llm.plugins.modules import host_tool
+from ansible_collections.gpurig.llm.tests.integration.installed import SLEEPER, Rig, installed, wait_for
 
 pytest_plugins = ["ansible_collections.gpurig.llm.tests.rigs.plugin"]
 
-SLEEPER = ["/bin/sleep", "1000"]
 NO_DELAY = {"starts": 3, "window_s": 600, "delay_s": 0}
-
-
-class Rig:
-    """An installed rig of one directory with a blank in its name."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        names = ("bin", "tool", "envs", "uv", "python", "models", "cache", "log", "run")
-        paths = {name: f"{root}/{name}" for name in names}
-        paths |= {"root": str(root), "state": str(root), "config": f"{root}/etc"}
-        paths |= {"secrets": f"{root}/etc/secrets", "services": f"{root}/etc/services"}
-        paths |= {"supervisor_conf": f"{root}/etc/supervisord.conf", "supervisor_programs": f"{root}/etc/supervisor.d"}
-        paths |= {"supervisor_socket": f"{root}/run/supervisor.sock"}
-        self.paths = paths
-        self.host_json = f"{root}/etc/host.json"
-
-    def install(self, nvml_path: str = "") -> None:
-        rig = {"kind": "sandbox", "service_manager": "supervisord", "user": "", "paths": self.paths}
-        params = {"rig": rig, "python": sys.executable, "version": "", "user": "", "group": "", "nvml_path": nvml_path}
-        host_tool.apply(host_tool.plan(params, check=False)[0], sys.executable)
-        Path(self.paths["supervisor_conf"]).write_text(service_spec.render_supervisord_conf(self.paths))
-
-    @property
-    def host(self) -> services.Host:
-        return services.Host.load(self.host_json)
-
-    def write(self, name: str, argv: list[str], **more: Any) -> None:
-        spec = {"name": name, "argv": argv, "stop_timeout_s": 5, "restart": NO_DELAY, **more}
-        Path(self.host.record(name)).write_text(service_spec.to_json(spec))
-        Path(self.host.program_file(name)).write_text(service_spec.render(spec, "supervisord", self.paths))
-
-    def command(self, *words: str, **more: Any) -> subprocess.CompletedProcess[str]:
-        """Run the installed tool."""
-        return subprocess.run(
-            [f"{self.root}/bin/gpurig", *words], capture_output=True, text=True, check=False, timeout=60, **more
-        )
-
-    def end(self) -> None:
-        own = [process.pid for process in procfs.processes() if process.root == str(self.root)]
-        assert procfs.end(own, send=lambda pid, _: os.kill(pid, signal.SIGKILL)) == []
 
 
 @pytest.fixture
 def rig(monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     monkeypatch.setattr(services, "STEADY_S", 0.1)
-    made = Rig(Path(tempfile.mkdtemp(prefix="rig ", dir="/tmp")))
-    made.install()
-    monkeypatch.setenv("GPURIG_HOST_JSON", made.host_json)
-    yield made
-    made.end()
-    shutil.rmtree(made.root, ignore_errors=True)
-
-
-def wait_for(true: Callable[[], object], what: str, limit_s: float = 15.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
-        time.sleep(0.05)
+    with installed() as made:
+        monkeypatch.setenv("GPURIG_HOST_JSON", made.host_json)
+        yield made
 
 
 def tool(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -580,7 +527,8 @@ def test_uninstall_takes_the_socket_directory_only_when_it_is_ours(rig: Rig) -> 
         Path(place).mkdir(exist_ok=True)
         paths = {**described["paths"], "supervisor_socket": f"{place}/supervisor.sock"}
         Path(rig.host_json).write_text(json.dumps({**described, "paths": paths}))
-        assert (place in cli.plan_removal(rig.host, rig.host_json, purge=True).remove) is taken
+        host = services.Host.load(rig.host_json)
+        assert (place in cli.plan_removal(host, rig.host_json, purge=True).remove) is taken
     Path("/tmp/gpurig-0-0123456789ab").rmdir()
 
 

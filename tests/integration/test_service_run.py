@@ -21,56 +21,11 @@ from typing import Any
 
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils import cli, procfs, service_spec, services, systemd
-from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import Program, Supervisor
-from ansible_collections.gpurig.llm.plugins.modules import host_tool, service_run
+from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import Program
+from ansible_collections.gpurig.llm.plugins.modules import service_run
+from ansible_collections.gpurig.llm.tests.integration.installed import SLEEPER, Rig, installed, wait_for
 
 RunModule = Callable[..., dict[str, Any]]
-SLEEPER = ["/bin/sleep", "1000"]
-
-
-class Rig:
-    """An installed rig of one directory, without services."""
-
-    def __init__(self, root: Path, manager: str = "supervisord") -> None:
-        self.root = root
-        names = ("bin", "tool", "envs", "uv", "python", "models", "cache", "log", "run")
-        paths = {name: f"{root}/{name}" for name in names}
-        paths |= {"root": str(root), "state": str(root), "config": f"{root}/etc"}
-        paths |= {"secrets": f"{root}/etc/secrets", "services": f"{root}/etc/services"}
-        paths |= {"supervisor_conf": f"{root}/etc/supervisord.conf", "supervisor_programs": f"{root}/etc/supervisor.d"}
-        paths |= {"supervisor_socket": f"{root}/run/supervisor.sock"}
-        self.paths = paths
-        self.facts = {"kind": "sandbox", "service_manager": manager, "root_dir": str(root), "user": "", "paths": paths}
-
-    def install(self) -> None:
-        params = {"rig": self.facts, "python": sys.executable, "version": "", "user": "", "group": "", "nvml_path": ""}
-        host_tool.apply(host_tool.plan(params, check=False)[0], sys.executable)
-        Path(self.paths["supervisor_conf"]).write_text(service_spec.render_supervisord_conf(self.paths))
-
-    @property
-    def host(self) -> services.Host:
-        return services.Host.from_rig(self.facts)
-
-    def supervisor(self) -> Supervisor:
-        return Supervisor(self.paths, sys.executable)
-
-    def write(self, name: str, argv: list[str], **more: Any) -> dict[str, Any]:
-        restart = {"starts": 5, "window_s": 600, "delay_s": 0}
-        spec = {"name": name, "argv": argv, "stop_timeout_s": 5, "restart": restart, **more}
-        Path(self.host.record(name)).write_text(service_spec.to_json(spec))
-        text = service_spec.render(spec, self.host.manager, self.paths)
-        Path(self.host.program_file(name)).write_text(text)
-        return spec
-
-    def run(self, name: str = "chat", state: str = "started", check: bool = False, **more: Any) -> dict[str, Any]:
-        params = {"name": name, "state": state, "pending": False, "record_text": None, "program_text": None, **more}
-        host = self.host
-        plan, seen = service_run.converge(host, params, service_run.plan_files(host, params), check)
-        return {"reasons": plan.reasons, "state": seen.state, "pid": seen.pid, "since_s": seen.since_s}
-
-    def end(self) -> None:
-        own = [process.pid for process in procfs.processes() if process.root == str(self.root)]
-        assert procfs.end(own, send=lambda pid, _: os.kill(pid, signal.SIGKILL)) == []
 
 
 @pytest.fixture(autouse=True)
@@ -81,18 +36,8 @@ def no_long_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def rig() -> Iterator[Rig]:
-    made = Rig(Path(tempfile.mkdtemp(prefix="rig ", dir="/tmp")))
-    made.install()
-    yield made
-    made.end()
-    shutil.rmtree(made.root, ignore_errors=True)
-
-
-def wait_for(true: Callable[[], object], what: str, limit_s: float = 15.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not true():
-        assert time.monotonic() < deadline, f"not within {limit_s} s: {what}"
-        time.sleep(0.05)
+    with installed() as made:
+        yield made
 
 
 def status(rig: Rig, name: str = "chat") -> dict[str, Any]:

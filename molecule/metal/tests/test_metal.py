@@ -22,7 +22,7 @@ MODEL = "/var/lib/gpurig/models/smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 ENVIRONMENT = "/opt/gpurig/envs/llama_cpp"
 EXEC_START = (
     "ExecStart=/opt/gpurig/bin/gpurig exec --name chat --secrets ${CREDENTIALS_DIRECTORY}/secrets --"
-    f" {ENVIRONMENT}/current/bin/python {ENVIRONMENT}/llama_server.py --model {MODEL} --alias chat"
+    f" {ENVIRONMENT}/ID/bin/python {ENVIRONMENT}/llama_server-ID.py --model {MODEL} --alias chat"
     " --host 127.0.0.1 --port 8000 "
 )
 HARDENING = {
