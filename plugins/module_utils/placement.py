@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-BUILT_ENGINES = ("llama_cpp",)
+BUILT_ENGINES = ("vllm", "llama_cpp")
 """Engines that this version of the collection has a role for; a new role adds its name here and nowhere else."""
 
 ENGINE_FORMATS: Mapping[str, tuple[str, ...]] = MappingProxyType(
@@ -26,6 +26,7 @@ ENGINES = tuple(ENGINE_FORMATS)
 FORMATS = tuple(AUTO_ENGINE)
 EVERY_ENGINE = "all"
 DEFAULT_GPU_ROLE = "inference"
+TASKS = ("chat", "embed")
 
 INSTANCE_DEFAULTS: Mapping[str, object] = MappingProxyType(
     {
@@ -35,11 +36,16 @@ INSTANCE_DEFAULTS: Mapping[str, object] = MappingProxyType(
         "port": 8000,
         "context": 4096,
         "parallel": 1,
+        "task": "chat",
         "flags": MappingProxyType({}),
         "state": "present",
     }
 )
-"""What an instance is where the inventory says nothing. One exception: `device: cpu` without a role needs no card."""
+"""What an instance is where the inventory says nothing. One exception: `device: cpu` without a role needs no card.
+
+`instances_for` knows two more: vLLM decides itself how many requests it answers at once, since its requests share one
+pool of memory; and texts to embed may be as long as the model takes. There `parallel` or `context` is None.
+"""
 
 
 class PlacementError(ValueError):
@@ -124,5 +130,7 @@ def instances_for(
         except PlacementError as error:
             raise PlacementError(f"{path}.engine: instance '{name}': {error}") from error
         if engine in (EVERY_ENGINE, resolved):
-            chosen.append({**instance, "engine": resolved, "model_entry": dict(model)})
+            open_keys = {"parallel": resolved == "vllm", "context": instance["task"] == "embed"}
+            left = {key: None for key, is_open in open_keys.items() if is_open and written.get(key) is None}
+            chosen.append({**instance, **left, "engine": resolved, "model_entry": dict(model)})
     return chosen

@@ -45,6 +45,13 @@ options:
     type: list
     elements: str
     required: true
+  task:
+    description:
+      - What the instance is for. V(chat) asks the questions over C(/v1/chat/completions). V(embed) has them embedded
+        over C(/v1/embeddings); the answers then say how long the vectors are, and the counter is that of the prompts.
+    type: str
+    choices: [chat, embed]
+    default: chat
   max_tokens:
     description: Most tokens of one answer.
     type: int
@@ -108,7 +115,9 @@ answers:
       description: Wall time of the request.
       type: float
 tokens_per_s:
-  description: Completion tokens of all answers over the seconds they took, prompt processing included.
+  description: >-
+    Completion tokens of all answers over the seconds they took, prompt processing included; of embeddings the prompts'
+    tokens.
   returned: success
   type: float
 ready_s:
@@ -116,7 +125,7 @@ ready_s:
   returned: when O(rig) is given and it was measured
   type: float
 counter_rise:
-  description: By how much the engine's counter of generated tokens rose.
+  description: By how much the engine's counter of generated tokens rose, for embeddings that of the prompts' tokens.
   returned: success
   type: float
 """
@@ -128,6 +137,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import (
     TOKEN_COUNTERS,
     EngineError,
     ask,
+    embed,
     read_key,
     token_counters,
 )
@@ -135,6 +145,40 @@ from ansible_collections.gpurig.llm.plugins.module_utils.services import read_re
 
 # The counter is written after the reply is sent; engines that do so were seen to take less than a second.
 COUNTER_WAIT_S = 5.0
+
+
+def rise_to(counter: tuple[str, str, str], which: int, before: float, reported: int) -> float:
+    """Return by how much the engine's counter rose. Raises EngineError when it is less than the answers report."""
+    deadline = time.monotonic() + COUNTER_WAIT_S
+    while (rise := token_counters(*counter)[which] - before) < reported and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if not reported or rise < reported:
+        raise EngineError(
+            f"the answers report {reported} {('prompt', 'completion')[which]} tokens, but the engine's own counter at "
+            f"{counter[0]} rose by {rise:g}: another program answers on this port"
+        )
+    return rise
+
+
+def embedded(params: dict) -> dict:
+    """Return what the vectors are like and the counter's rise. Raises EngineError when the proof fails."""
+    key = read_key(params["secrets_file"] or "")
+    counter = (params["metrics_url"], key, params["engine"])
+    before = token_counters(*counter)[0]
+    got = embed(params["base_url"], key, params["model"], params["questions"], params["timeout_s"])
+    rise = rise_to(counter, 0, before, got.prompt_tokens)
+    if len(got.vectors) > 1 and all(vector == got.vectors[0] for vector in got.vectors):
+        raise EngineError(f"different texts have the same vector: model {params['model']} is unfit for embeddings")
+    line = f"{len(got.vectors)} vectors of {len(got.vectors[0])} numbers"
+    answer = {
+        "question": "",
+        "text": line,
+        "first_line": line,
+        "completion_tokens": 0,
+        "prompt_tokens": got.prompt_tokens,
+        "seconds": round(got.seconds, 3),
+    }
+    return {"answers": [answer], "tokens_per_s": round(got.prompt_tokens / got.seconds, 1), "counter_rise": rise}
 
 
 def interview(params: dict) -> dict:
@@ -157,14 +201,7 @@ def interview(params: dict) -> dict:
             }
         )
     reported = sum(answer["completion_tokens"] for answer in answers)
-    deadline = time.monotonic() + COUNTER_WAIT_S
-    while (rise := token_counters(*counter)[1] - before) < reported and time.monotonic() < deadline:
-        time.sleep(0.1)
-    if not reported or rise < reported:
-        raise EngineError(
-            f"the answers report {reported} completion tokens, but the engine's own counter at "
-            f"{params['metrics_url']} rose by {rise:g}: another program answers on this port"
-        )
+    rise = rise_to(counter, 1, before, reported)
     empty = [answer["question"] for answer in answers if not answer["first_line"]]
     if empty:
         raise EngineError(f"empty answer to {empty[0]!r}: the model or its chat template is unfit for chat")
@@ -182,6 +219,7 @@ def main() -> None:
             "model": {"type": "str", "required": True},
             "secrets_file": {"type": "path", "no_log": False},
             "questions": {"type": "list", "elements": "str", "required": True},
+            "task": {"type": "str", "choices": ["chat", "embed"], "default": "chat"},
             "max_tokens": {"type": "int", "default": 128, "no_log": False},
             "timeout_s": {"type": "int", "default": 300},
             "rig": {"type": "dict"},
@@ -189,7 +227,7 @@ def main() -> None:
         supports_check_mode=True,
     )
     try:
-        result = interview(module.params)
+        result = embedded(module.params) if module.params["task"] == "embed" else interview(module.params)
     except EngineError as error:
         module.fail_json(msg=f"{module.params['name']}: {error}")
     rig, name = module.params["rig"], module.params["name"]

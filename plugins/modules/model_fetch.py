@@ -178,6 +178,10 @@ record:
   returned: success
   type: str
   sample: /var/lib/gpurig/models/smollm2/.gpurig.json
+config:
+  description: The model's C(config.json); empty where it has none, or none yet.
+  returned: success
+  type: dict
 download_bytes:
   description: Bytes that were downloaded, or would be; V(0) also when nobody knows.
   returned: success
@@ -198,6 +202,7 @@ progress_file:
   type: str
 """
 
+import json
 import os
 import time
 from pathlib import Path
@@ -209,6 +214,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.model_files import Mode
 from ansible_collections.gpurig.llm.plugins.module_utils.model_sources import Task, Tools, ensure
 from ansible_collections.gpurig.llm.plugins.module_utils.model_store import ModelStoreError, Places
 
+CONFIG_LIMIT_BYTES = 4 * 1024 * 1024
 ARGUMENTS: dict[str, Any] = {
     "name": {"type": "str", "required": True},
     "source": {"type": "str", "required": True, "choices": ["package", "local", "hub"]},
@@ -243,6 +249,16 @@ ARGUMENTS: dict[str, Any] = {
 }
 
 
+def read_config(path: str) -> dict[str, Any]:
+    """Return the contents of the config.json in a model's directory; {} when there is none that can be read."""
+    try:
+        with Path(path, "config.json").open("rb") as stream:
+            found = json.loads(stream.read(CONFIG_LIMIT_BYTES))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def main() -> None:
     """Check the entry, have the model, tell."""
     module = AnsibleModule(
@@ -269,6 +285,7 @@ def main() -> None:
         msg=outcome.message,
         path=outcome.path,
         record=outcome.record,
+        config=read_config(outcome.path),
         download_bytes=outcome.download_bytes,
         differences=outcome.differences,
         progress_file=str(places.progress),

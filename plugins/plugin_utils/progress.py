@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Mapping
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 from ansible.plugins.action import ActionBase
@@ -35,6 +37,8 @@ class ProgressAction(ActionBase):
     """
 
     module = ""
+    foresee: Mapping[str, Any] = MappingProxyType({})
+    """What the first call, in check mode, gets beside the task's arguments."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         super().run(tmp, task_vars)
@@ -51,7 +55,7 @@ class ProgressAction(ActionBase):
         before = self._task.check_mode
         self._task.check_mode = True
         try:
-            return self._execute_module(self.module, args, task_vars=task_vars)
+            return self._execute_module(self.module, {**args, **self.foresee}, task_vars=task_vars)
         finally:
             self._task.check_mode = before
 

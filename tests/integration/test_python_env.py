@@ -157,6 +157,15 @@ def test_the_module_from_nothing_to_unchanged(run_module: RunModule, wish: Wish,
     assert_perfect(wish)
 
 
+def test_the_hosts_own_python_is_second_best(run_module: RunModule, wish: Wish, tmp_path: Path) -> None:
+    args = module_args(wish, tmp_path, python="", python_dir=str(tmp_path / "python"), prefer_managed=True)
+    done = run_module("python_env", args, environment={"UV_PYTHON_DOWNLOADS": "never"})
+    assert done["built"], done
+    said = json.dumps(done["warnings"])
+    assert "demo is built on" in said
+    assert "uv could not install a Python of its own" in said
+
+
 def test_the_module_names_damage_and_repairs_it(run_module: RunModule, done: Wish, tmp_path: Path) -> None:
     (done.path / SITE / "tabulate.py").unlink(missing_ok=True)
     (done.path / SITE / "six.py").unlink()
@@ -398,6 +407,7 @@ RECORDS = {
         False,
     ),
     "no size, no hash": ("a.py,,\n\nMy_Pkg-1.0.dist-info/RECORD,,\n", False),
+    "bytecode that uv has compiled anew": ("__pycache__/a.pyc,,2\nMy_Pkg-1.0.dist-info/RECORD,,\n", False),
     "short line": ("a.py\nMy_Pkg-1.0.dist-info/RECORD,,\n", False),
     "other hash algorithm": ("a.py,md5=x,1\nMy_Pkg-1.0.dist-info/RECORD,,\n", False),
     "missing": ("a.py,,\nb.py,,\nMy_Pkg-1.0.dist-info/RECORD,,\n", True),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,6 +17,7 @@ import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import (
     EngineError,
     ask,
+    embed,
     healthy,
     listed_models,
     parse_counters,
@@ -126,3 +128,24 @@ def test_the_key_of_a_secrets_file(tmp_path: Path) -> None:
         read_key(str(secrets))
     with pytest.raises(EngineError, match="cannot read the secrets file"):
         read_key(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        ([{"index": 1, "embedding": [0, 1]}, {"index": 0, "embedding": [1, 0]}], ""),
+        ([{"index": 0, "embedding": [1, 0]}], "1 vectors of [2] numbers for 2 texts"),
+        ([{"index": 0, "embedding": [1]}, {"index": 1, "embedding": [1, 0]}], "2 vectors of [1, 2] numbers"),
+        ([{"index": 0, "embedding": []}, {"index": 1, "embedding": []}], "2 vectors of [0] numbers"),
+        ([{"index": 0}], "lacks 'embedding'"),
+    ],
+)
+def test_embeddings(server: tuple[str, dict[str, tuple[int, Any]]], data: list[Any], problem: str) -> None:
+    base, routes = server
+    routes["/v1/embeddings"] = (200, {"data": data, "usage": {"prompt_tokens": 7}})
+    if problem:
+        with pytest.raises(EngineError, match=re.escape(problem)):
+            embed(f"{base}/v1", "secret", "m", ["a", "b"], 5)
+    else:
+        got = embed(f"{base}/v1", "secret", "m", ["a", "b"], 5)
+        assert (got.vectors, got.prompt_tokens) == ([[1.0, 0.0], [0.0, 1.0]], 7)

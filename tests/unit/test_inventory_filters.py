@@ -67,7 +67,7 @@ PLAYBOOK = """
       right.instances: "{{ rig_instances | gpurig.llm.instances_for('llama_cpp', rig_models) }}"
       homelab.instances: >-
         {{ hostvars['homelab'].rig_instances
-        | gpurig.llm.instances_for('llama_cpp', hostvars['homelab'].rig_models) }}
+        | gpurig.llm.instances_for('all', hostvars['homelab'].rig_models) }}
   tasks:
     - ansible.builtin.copy:
         dest: "{{ playbook_dir }}/seen.json"
@@ -147,7 +147,7 @@ def test_the_shipped_inventory_in_ansible(seen: dict[str, Any]) -> None:
         "rig_allow_driver_change",
     ]
     assert [(one["name"], one["engine"], one["port"]) for one in seen["homelab.instances"]] == [
-        ("chat", "llama_cpp", 8000)
+        ("chat", "vllm", 8000)
     ]
 
 

@@ -77,6 +77,7 @@ def test_a_role_gets_its_instances_complete_and_in_order() -> None:
             "port": 9000,
             "context": 100,
             "parallel": 3,
+            "task": "embed",
             "flags": {"threads": 2},
             "state": "present",
         },
@@ -94,6 +95,7 @@ def test_a_role_gets_its_instances_complete_and_in_order() -> None:
             "port": 8000,
             "context": 4096,
             "parallel": 1,
+            "task": "chat",
             "flags": {},
             "state": "present",
         },
@@ -128,6 +130,23 @@ def test_what_a_role_gets_is_its_own_copy() -> None:
 def test_the_processor_needs_no_card(instance: dict[str, object], role: str) -> None:
     chosen = instances_for([{"name": "b", "model": "small", **instance}], MODELS, "llama_cpp")
     assert chosen[0]["gpu_role"] == role
+
+
+@pytest.mark.parametrize(
+    ("written", "parallel", "context"),
+    [
+        ({"model": "small"}, 1, 4096),
+        ({"model": "small", "task": "embed"}, 1, None),
+        ({"model": "big"}, None, 4096),
+        ({"model": "big", "task": "embed"}, None, None),
+        ({"model": "big", "task": "embed", "parallel": 2, "context": 64}, 2, 64),
+    ],
+)
+def test_what_an_engine_decides_itself_stays_open(
+    written: dict[str, object], parallel: object, context: object
+) -> None:
+    chosen = instances_for([{"name": "a", **written}], MODELS, "all")[0]
+    assert (chosen["parallel"], chosen["context"]) == (parallel, context)
 
 
 @pytest.mark.parametrize(

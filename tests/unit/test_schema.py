@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.gpurig.llm.plugins.module_utils import kinds, model_files, schema
+from ansible_collections.gpurig.llm.plugins.module_utils import engine_flags, kinds, model_files, schema
 from ansible_collections.gpurig.llm.plugins.module_utils.schema import FORMS, SCHEMA, Field, Unreadable, validate
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -255,7 +255,8 @@ CASES: list[tuple[Any, ...]] = [
         "rig_gpu_roles/inference/0",
         "hots",
         "rig_gpu_roles.inference[0]: found 'hots', needed a name of rig_gpus (trainer, host, third),",
-        "a UUID (GPU-...) or a PCI address (0000:17:00.0). Did you mean host?",
+        "a UUID (GPU-...), a PCI address (0000:17:00.0), fastest, all,",
+        "Did you mean host?",
     ),
     (
         "rig_gpu_roles/inference/0",
@@ -280,6 +281,57 @@ CASES: list[tuple[Any, ...]] = [
         "rig_gpu_roles.inference[1]: the card 'host' is already used by rig_gpu_roles.inference[0].",
         "Name it once.",
     ),
+    ("rig_gpu_roles/inference/0", "17:00:1:2", "rig_gpu_roles.inference[0]: '17:00:1:2' is not a PCI address"),
+    ("rig_gpu_roles/inference/0", "all except hots", "rig_gpu_roles.inference[0]: found 'hots'", "Did you mean host?"),
+    (
+        "rig_gpu_roles/inference/0",
+        {"product": "RTX 4090", "min_memory_gb": 20},
+        "rig_gpu_roles.inference[0].min_memory_gb: no such key. Did you mean min_memory_gib?",
+    ),
+    ("rig_gpu_roles/inference/0", {}, "rig_gpu_roles.inference[0]: says nothing about the card. Add one of uuid, pci,"),
+    ("rig_gpu_roles/inference/0", {"except": ["host"]}, "rig_gpu_roles.inference[0]: says nothing about the card."),
+    (
+        "rig_gpu_roles/inference/0",
+        {"take": "any"},
+        "rig_gpu_roles.inference[0].take: found the text 'any', needed one of one, fastest, all.",
+    ),
+    (
+        "rig_gpu_roles/inference/0",
+        {"min_memory_gib": 0},
+        "rig_gpu_roles.inference[0].min_memory_gib: found the number 0, needed a number above 0.",
+    ),
+    (
+        "rig_gpu_roles/inference/0",
+        {"min_compute_capability": "ada"},
+        "rig_gpu_roles.inference[0].min_compute_capability: found the text 'ada', needed a compute capability",
+    ),
+    (
+        "rig_gpu_roles/inference/0",
+        {"take": "all", "except": ["host", {"take": "all", "except": ["host"]}]},
+        "rig_gpu_roles.inference[0].except[1].except: no such key.",
+    ),
+    (
+        "rig_gpu_roles/inference/0",
+        {"take": "all", "except": ["hots"]},
+        "rig_gpu_roles.inference[0].except[0]: found 'hots'",
+    ),
+    (
+        "rig_gpu_roles/inference",
+        {"exclusive": True},
+        "rig_gpu_roles.inference.cards: missing, needed a list (its cards).",
+    ),
+    (
+        "rig_gpu_roles/inference",
+        {"cards": ["third"], "exclusive": "yes"},
+        "rig_gpu_roles.inference.exclusive: found the text 'yes', needed true or false.",
+    ),
+    ("rig_gpu_roles/inference", {"cards": []}, "rig_gpu_roles.inference.cards: names no card. List at least one"),
+    (
+        "rig_gpu_roles/inference",
+        {"cards": ["host"], "exclusive": True},
+        "rig_gpu_roles.training[1]: the card 'host' is in role inference as well, and inference is exclusive.",
+    ),
+    ("rig_gpus/2/name", "fastest", "rig_gpus[2].name: 'fastest' means something else in rig_gpu_roles."),
     (
         "rig_instances/0/gpu_role",
         "infrence",
@@ -300,6 +352,15 @@ CASES: list[tuple[Any, ...]] = [
         "limit",
     ),
     ("rig_power/limits/0/gpu_role", ..., "rig_power.limits[0].gpu_role: missing, needed a name"),
+    ("rig_power/limits/0/limit_w", ..., "rig_power.limits[0].limit_w: missing, needed one of limit_w, percent, and"),
+    ("rig_power/limits/0/limit_w", -5, "rig_power.limits[0].limit_w: found the number -5, needed a number above 0."),
+    ("rig_power/limits/0/card", "0000:17:00.0", "rig_power.limits[0]: has gpu_role and card, needed one of them."),
+    ("rig_power/limits/0", {"card": 1, "percent": 80}, "rig_power.limits[0].card: found the number 1, needed a card's"),
+    ("rig_power/limits/0/percent", 80, "rig_power.limits[0]: has limit_w and percent, needed one of them."),
+    ("rig_power/limits/0/lock_mhz", 1500, "rig_power.limits[0]: on_unsupported: lock_clocks and lock_mhz need each"),
+    ("rig_power/limits/0/on_unsupported", "warn", "rig_power.limits[0].on_unsupported: found the text 'warn', needed"),
+    ("rig_power/psu/together", [["trainig"]], "rig_power.psu.together[0][0]: found 'trainig', needed a role of"),
+    ("rig_power", {"ups": {"rating_w": 900}}, "rig_power.ups: needs psu beside it"),
     (
         "rig_power/limits",
         [{"gpu_role": "training", "limit_w": 1}] * 2,
@@ -330,7 +391,7 @@ CASES: list[tuple[Any, ...]] = [
         {"source": "local", "format": "gguf", "path": "/x.gguf"},
         "rig_models.new.path: no such key. Write it one level deeper, under local. Known here: source, format,",
     ),
-    ("rig_power/psu_w", 5, "rig_power.psu_w: no such key. Did you mean psu? Known here: limits, psu."),
+    ("rig_power/psu_w", 5, "rig_power.psu_w: no such key. Did you mean psu? Known here: limits,"),
     ("rig_models/mine/local", ..., "rig_models.mine.local: missing, needed a mapping with the keys path"),
     ("rig_models/mine/local/path", "/srv/../etc/x", "rig_models.mine.local.path: found the text '/srv/../etc/x'"),
     (
@@ -457,19 +518,13 @@ CASES: list[tuple[Any, ...]] = [
         "rig_instances/0/engine",
         "ollama",
         "rig_instances[0].engine: engine ollama: this version of the collection has no role for it",
-        "yet; it has llama_cpp.",
+        "yet; it has vllm, llama_cpp.",
     ),
     (
         "rig_instances/0/engine",
         "llamacpp",
         "rig_instances[0].engine: found the text 'llamacpp', needed one of auto, vllm, llama_cpp,",
         "ollama. Did you mean llama_cpp?",
-    ),
-    (
-        "rig_instances/0/model",
-        "later",
-        "rig_instances[0].engine: engine vllm (engine: auto, and the model's format is awq): this",
-        "version of the collection has no role for it yet",
     ),
     # flags
     (
@@ -655,11 +710,23 @@ def test_long_values_are_cut() -> None:
     assert len(validate({"rig_kind": "x" * 5000})[0]) < 200
 
 
+def test_what_vllm_would_refuse_is_told_before_any_host_is_touched() -> None:
+    flags = {"max-model": 1, "swap-space": 4, "threads": 2}
+    instance = {"name": "v", "model": "m", "device": "cpu", "flags": flags, "port": 8009}
+    model = {"format": "safetensors", "source": "local", "local": {"path": "/srv/m"}}
+    problems = validate({"rig_models": {"m": model}, "rig_instances": [instance]})
+    found = [problem.partition("flags.")[2].partition(":")[0] for problem in problems]
+    assert found == ["max-model", "swap-space", "threads"], problems
+
+
 def test_a_new_role_makes_its_engine_allowed_by_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
     variables = changed("rig_instances/0/model", "later")
-    assert len(validate(variables)) == 1
-    monkeypatch.setattr(schema, "BUILT_ENGINES", ("llama_cpp", "vllm"))
+    del variables["rig_instances"][0]["flags"]  # llama.cpp's
     assert validate(variables) == []
+    monkeypatch.setattr(schema, "BUILT_ENGINES", ("llama_cpp",))
+    (problem,) = validate(variables)
+    because = "engine vllm (engine: auto, and the model's format is awq): this version of the collection has no role"
+    assert problem.startswith(f"rig_instances[0].engine: {because} for it yet; it has llama_cpp.")
 
 
 def test_an_absent_instance_may_name_what_is_gone_and_shares_its_port() -> None:
@@ -668,6 +735,23 @@ def test_an_absent_instance_may_name_what_is_gone_and_shares_its_port() -> None:
         {"name": "x", "model": "nowhere", "engine": "vllm", "port": 8001, "state": "absent"}
     )
     assert validate(variables) == []
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        ["fastest"],
+        ["all"],
+        ["all except host, 0000:17:00.0"],
+        [{"product": "RTX 4090", "min_memory_gib": 20, "min_compute_capability": 8.9, "take": "fastest"}],
+        [{"min_compute_capability": "8.0", "take": "all", "except": ["host", {"product": "T4", "take": "all"}]}],
+        {"cards": ["third"], "exclusive": True},
+        {"cards": ["host"], "exclusive": False},
+    ],
+    ids=str,
+)
+def test_a_role_may_say_its_cards_in_many_ways(cards: object) -> None:
+    assert validate(changed("rig_gpu_roles/inference", cards)) == []
 
 
 def test_without_roles_any_card_will_do() -> None:
@@ -686,6 +770,8 @@ def fields(path: str, one: Field) -> Iterator[tuple[str, Field]]:
         yield from fields(f"{path}.{key}", part)
     if one.items:
         yield from fields(f"{path}[]", one.items)
+    if one.other:
+        yield from fields(f"{path}|", one.other)
 
 
 ALL = [found for name, one in SCHEMA.items() for found in fields(name, one)]
@@ -715,7 +801,7 @@ def test_the_schema_agrees_with_the_other_tables() -> None:
     assert instances is not None
     for key, default in schema.INSTANCE_DEFAULTS.items():
         assert instances.keys[key].default == default
-    for flag in schema.OWNED_FLAGS:
+    for flag in engine_flags.OWNED_FLAGS:
         assert flag == flag.lower().replace("_", "-")
 
 

@@ -1,0 +1,102 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""One vLLM instance as a service: its configuration file, how that is checked, and the spec of its process. (pure)"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .vllm_config import ConfigError, config_for, config_text, environment_for
+
+CHECKER = "dry_run.py"
+_STOP_MARGIN_S = 30  # the workers' own end comes after the drain
+
+
+def metadata_dir(env_path: str) -> str:
+    """Where the metadata lies that the `vllm` command of the processor's build looks for, apart for each build."""
+    return f"{posixpath.dirname(env_path)}/metadata-{posixpath.basename(env_path)}"
+
+
+def services_for(
+    instances: Iterable[Mapping[str, Any]],
+    models: Mapping[str, Mapping[str, Any]],
+    env_paths: Mapping[str, str],
+    rig: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Return {name, port, checked, spec} for each instance, in the inventory's order.
+
+    `instances`: of `instances_for('vllm')`. `models`: {model: {path, record, config}} of `models_found`. `env_paths`:
+    {'vllm_cuda': path, 'vllm_cpu': path}. `rig`: the rig facts. `options`: on_cards (names of the instances that run
+    on cards), start_timeout_s, shutdown_timeout_s, environment (further variables of the engines' processes).
+
+    `checked` is an entry for the module engine_config, `spec` what the role service takes. The configuration file is
+    named by its text and its environment: with either, it is another file, which the engine's parser has to read anew.
+    Raises ConfigError with the problems of all instances.
+    """
+    made, problems = [], []
+    for instance in instances:
+        try:
+            made.append(_service(instance, models[instance["model"]], env_paths, rig, options))
+        except ConfigError as error:  # noqa: PERF203 (everything is tried)
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return made
+
+
+def _service(
+    instance: Mapping[str, Any],
+    model: Mapping[str, Any],
+    env_paths: Mapping[str, str],
+    rig: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    name, port, paths = str(instance["name"]), int(instance["port"]), rig["paths"]
+    device = "cuda" if name in options["on_cards"] else "cpu"
+    env_path = env_paths[f"vllm_{device}"]
+    drain_s = int(options["shutdown_timeout_s"])
+    text = config_text(config_for(instance, str(model["path"]), device, model.get("config"), drain_s))
+    environment = environment_for(
+        device,
+        f"{paths['cache']}/vllm",
+        options["environment"],
+        metadata_dir(env_path) if device == "cpu" else "",
+        "vllm_process_environment",
+    )
+    digest = hashlib.sha256(f"{env_path}\n{text}".encode()).hexdigest()[:12]
+    config_path = f"{paths['config']}/instances/{name}-{digest}.yaml"
+    url = f"http://127.0.0.1:{port}"
+    return {
+        "name": name,
+        "port": port,
+        "checked": {
+            "name": name,
+            "path": config_path,
+            "text": text,
+            "checker": [f"{env_path}/bin/python", f"{posixpath.dirname(env_path)}/{CHECKER}"],
+            "environment": environment,
+        },
+        "spec": {
+            "name": name,
+            "description": f"vLLM serving {instance['model']}",
+            "argv": [f"{env_path}/bin/vllm", "serve", "--config", config_path],
+            "environment": environment,
+            "secrets_file": f"{paths['secrets']}/{name}.env",
+            "gpu_role": str(instance.get("gpu_role") or "") if device == "cuda" else "",
+            "user": rig["user"],
+            "group": rig["group"],
+            "working_dir": paths["state"],
+            "start_timeout_s": int(options["start_timeout_s"]),
+            "stop_timeout_s": drain_s + _STOP_MARGIN_S,
+            "health_url": f"{url}/health",
+            "log_dir": paths["log"],
+            "inputs": [str(model["record"])],
+            "read_write_paths": [paths["cache"]],
+            "labels": {"owner": "instances", "engine": "vllm", "model": str(instance["model"]), "url": f"{url}/v1"},
+        },
+    }

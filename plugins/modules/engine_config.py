@@ -1,0 +1,240 @@
+#!/usr/bin/python
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Write an engine's configuration files, after the engine's own parser has read them. (glue)"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: engine_config
+short_description: Write an engine's configuration files, after the engine's own parser has read them
+version_added: 0.1.0
+author: [gpurig.llm maintainers (@gpurig)]
+description:
+  - A configuration file is named by its content, so it is written once and never changed; a running engine keeps its
+    own. That a file is there says that the engine's parser accepted it.
+  - All new files are read by one run of O(checker), because most of its time is the engine's imports. When one is
+    refused none is written, and every refusal is reported.
+  - Run from a playbook it says every few seconds that it is at work.
+options:
+  name:
+    description: Name of the engine, for messages.
+    type: str
+    required: true
+  configs:
+    description: The files that are to be there.
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      name:
+        description: Name of the instance.
+        type: str
+        required: true
+      path:
+        description: The file.
+        type: path
+        required: true
+      text:
+        description: What it holds.
+        type: str
+        required: true
+      checker:
+        description:
+          - Program and arguments that check files of this kind; the files' paths follow. The last line that it prints
+            and that begins with C(dry_run) is V(dry_run: ok), or says after it what is wrong with which file,
+            the problems joined by C( | ).
+        type: list
+        elements: str
+        required: true
+      environment:
+        description: Variables for the checker.
+        type: dict
+        default: {}
+  user:
+    description: Run the checker as this user. Empty, and for anybody but root, it runs as the present one.
+    type: str
+    default: ""
+  look_only:
+    description: Say in check mode which files are missing, without the checker. For the action plugin.
+    type: bool
+    default: false
+  timeout_s:
+    description: How long the checker may take, in seconds.
+    type: int
+    default: 300
+extends_documentation_fragment: [gpurig.llm.attributes]
+attributes:
+  check_mode:
+    support: full
+    details: The checker runs in check mode too, where it is installed already.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Check and write the configurations
+  gpurig.llm.engine_config:
+    name: vllm
+    configs:
+      - name: chat
+        path: /etc/gpurig/instances/chat-0123456789ab.yaml
+        text: "model: /var/lib/gpurig/models/chat\n"
+        checker: [/opt/gpurig/envs/vllm/0123456789abcdef/bin/python, /opt/gpurig/envs/vllm/check_config.py]
+    user: gpurig
+"""
+
+RETURN = r"""
+written:
+  description: The files that were written, or in check mode would be.
+  returned: always
+  type: list
+  elements: str
+refused:
+  description: What the engine's parser refuses, one line each.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+import json
+import os
+import pwd
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.services import write_text
+
+OUTPUT_LINES = 15
+
+
+class CheckerError(Exception):
+    """The checker itself did not work; the message says how it ended."""
+
+
+def read_text(path: str) -> str:
+    """Return the file's text; empty when it is not there."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
+
+
+def as_user(user: str) -> dict[str, Any]:
+    """Return the arguments of Popen that make it another user's process, where we may do that."""
+    if not user or os.geteuid() != 0 or user == "root":
+        return {}
+    account = pwd.getpwnam(user)
+    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+
+
+def verdicts(configs: list[dict[str, Any]], user: str, timeout_s: int) -> list[str]:
+    """Let one checker read the files; return what it refuses, one line each. Raises CheckerError."""
+    with tempfile.TemporaryDirectory(prefix="gpurig-config-") as scratch:
+        Path(scratch).chmod(0o755)
+        files = {}
+        for config in configs:
+            path = Path(scratch, f"{config['name']}.yaml")
+            path.write_text(config["text"], encoding="utf-8")
+            path.chmod(0o644)
+            files[str(path)] = config["name"]
+        argv = [*configs[0]["checker"], *files]
+        environment = {**os.environ, **{key: str(value) for key, value in configs[0]["environment"].items()}}
+        try:
+            done = subprocess.run(
+                argv,
+                env=environment,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                check=False,
+                timeout=timeout_s,
+                **as_user(user),
+            )
+        except OSError as error:
+            raise CheckerError(f"{argv[0]}: {error.strerror}") from error
+        except subprocess.TimeoutExpired as error:
+            raise CheckerError(f"{' '.join(argv[:2])} did not end within {timeout_s} s") from error
+    lines = done.stdout.splitlines()
+    said = next((line for line in reversed(lines) if line.startswith("dry_run: ")), "")
+    if not said:
+        tail = "\n".join(lines[-OUTPUT_LINES:])
+        raise CheckerError(f"{' '.join(argv[:2])} ended with exit code {done.returncode}. Its last lines:\n{tail}")
+    text = said.removeprefix("dry_run: ")
+    for path, name in files.items():
+        text = text.replace(path, f"instance {name}")
+    return [] if text == "ok" else text.split(" | ")
+
+
+def by_checker(configs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Return the configurations in groups that one run of a checker can read."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for config in configs:
+        groups.setdefault(json.dumps([config["checker"], config["environment"]], sort_keys=True), []).append(config)
+    return list(groups.values())
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "configs": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "path": {"type": "path", "required": True},
+                    "text": {"type": "str", "required": True},
+                    "checker": {"type": "list", "elements": "str", "required": True},
+                    "environment": {"type": "dict", "default": {}},
+                },
+            },
+            "user": {"type": "str", "default": ""},
+            "look_only": {"type": "bool", "default": False},
+            "timeout_s": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    missing = [config for config in params["configs"] if read_text(config["path"]) != config["text"]]
+    refused: list[str] = []
+    try:
+        for group in [] if params["look_only"] else by_checker(missing):
+            if not module.check_mode or Path(group[0]["checker"][0]).exists():
+                refused += verdicts(group, params["user"], params["timeout_s"])
+    except CheckerError as error:
+        module.fail_json(msg=f"{params['name']}: the configurations could not be checked: {error}", refused=[])
+    if refused:
+        module.fail_json(
+            msg="\n- ".join([f"{params['name']} refuses what it is to be started with:", *refused])
+            + "\nNothing was changed. Correct the instance in rig_instances.",
+            refused=refused,
+        )
+    try:
+        for config in [] if module.check_mode else missing:
+            Path(config["path"]).parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            write_text(config["path"], config["text"])
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: cannot be written: {error.strerror}.", refused=[])
+    module.exit_json(
+        changed=bool(missing),
+        written=[config["path"] for config in missing],
+        diff=[
+            {"before_header": config["path"], "after_header": config["path"], "before": "", "after": config["text"]}
+            for config in missing
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

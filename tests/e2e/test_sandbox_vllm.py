@@ -1,0 +1,266 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The same site.yml with the real vLLM on the processor: several instances, upgrades, and changes that fail.
+
+The tests of this file follow each other on one rig. GPURIG_E2E_FULL=1 adds ten kills of a run that changes the model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Sandbox, free_port
+from ansible_collections.gpurig.llm.tests.tiny_model import make
+
+FULL = bool(os.environ.get("GPURIG_E2E_FULL"))
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurig-tests"
+# The CPU build of torch is not on the package index. A folder that has it, or its maker's page.
+TORCH_CPU = os.environ.get("PIP_FIND_LINKS") or "https://download.pytorch.org/whl/cpu/torch/"
+FLAGS = {"kv-cache-memory-bytes": "64M"}
+SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@dataclass
+class Watch:
+    """Asks a health URL ten times a second, and knows when it did not answer."""
+
+    port: int
+    seen: list[tuple[float, bool]] = field(default_factory=list)
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def look(self) -> None:
+        while not self.ended.is_set():
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2) as reply:
+                    self.seen.append((time.monotonic(), reply.status == 200))
+                time.sleep(0.1)
+                continue
+            self.seen.append((time.monotonic(), False))
+            time.sleep(0.1)
+
+    @property
+    def outage_s(self) -> float:
+        """Seconds from the first missing answer to the last one, 0 without any."""
+        missing = [at for at, ok in self.seen if not ok]
+        return round(missing[-1] - missing[0], 1) if missing else 0.0
+
+
+@contextlib.contextmanager
+def watched(port: int) -> Iterator[Watch]:
+    watch = Watch(port)
+    thread = threading.Thread(target=watch.look, daemon=True)
+    thread.start()
+    try:
+        yield watch
+    finally:
+        watch.ended.set()
+        thread.join(timeout=10)
+
+
+@dataclass
+class Rig:
+    """The sandbox, its two ports, and the models that it knows."""
+
+    box: Sandbox
+    embed_port: int
+    models: dict[str, Any]
+
+    def instances(self, model: str = "tiny", flags: dict[str, Any] | None = None, **more: Any) -> list[dict[str, Any]]:
+        common = {"device": "cpu", "context": 1024}
+        chat = {"name": "chat", "model": model, "port": self.box.port, "parallel": 4, "flags": flags or FLAGS}
+        notes = {"name": "notes", "model": "tiny", "port": self.embed_port, "task": "embed", "flags": FLAGS}
+        return [{**common, **chat, **more}, {**common, **notes}]
+
+    def variables(self, *args: Any, **more: Any) -> dict[str, Any]:
+        return {"rig_instances": self.instances(*args, **more), "rig_models": self.models}
+
+    def pids(self) -> dict[str, int]:
+        return {name: row["pid"] for name, row in self.box.services().items()}
+
+    def request(self, port: int, path: str, body: dict[str, Any], key: str) -> tuple[int, Any]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}{path}",
+            json.dumps(body).encode(),
+            {"Content-Type": "application/json", "Authorization": f"Bearer {key}"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=120) as reply:  # noqa: S310  our own server
+                return reply.status, json.loads(reply.read())
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode(errors="replace")
+
+    def says(self) -> str:
+        status, reply = self.box.ask("Hello?")
+        assert status == 200, reply
+        return str(reply["choices"][0]["message"]["content"])
+
+
+@pytest.fixture(scope="module")
+def rig(place: Path) -> Iterator[Rig]:
+    home = place / "home"
+    home.mkdir()
+    tiny = make.make(place / "tiny")
+    models = {"tiny": {"source": "local", "format": "safetensors", "local": {"path": str(tiny)}}}
+    box = Sandbox(place / "rig", free_port(), home, {"rig_environment": {"UV_FIND_LINKS": TORCH_CPU}})
+    made = Rig(box, free_port(), models)
+    box.variables |= made.variables()
+    try:
+        yield made
+    finally:
+        box.end()
+
+
+def test_two_instances_from_nothing(rig: Rig) -> None:
+    result = rig.box.run()
+    assert result.rc == 0, result.text[-6000:]
+    assert make.ANSWER in result.text, "the report shows the answer"
+    assert "2 vectors of 64 numbers" in result.text
+    status, reply = rig.box.ask("Hello?")
+    assert status == 200
+    choice = reply["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == (make.ANSWER, "stop")
+    assert reply["usage"]["completion_tokens"] == make.answer_tokens()
+    assert reply["usage"]["prompt_tokens"] == make.prompt_tokens("Hello?")
+    assert rig.box.ask("Hello?", key="wrong")[0] == 401
+    key = rig.box.tool("key", "notes").stdout.strip()
+    assert key != rig.box.key(), "each instance has a key of its own"
+    status, reply = rig.request(rig.embed_port, "/v1/embeddings", {"model": "notes", "input": ["a", "b"]}, key)
+    assert (status, [len(row["embedding"]) for row in reply["data"]]) == (200, [64, 64])
+    log = rig.box.tool("logs", "chat", "-n", "500").stdout
+    assert "Unknown vLLM environment variable" not in log
+    assert rig.box.key() not in log
+
+
+def test_a_bad_instance_stops_nothing(rig: Rig) -> None:
+    before = rig.pids()
+    wrong = {"max-model": 512, "swap-space": 4, "tool-call-parser": "hermez", "no-such": 1}
+    result = rig.box.run(**rig.variables(flags={**FLAGS, **wrong}))
+    assert result.rc != 0
+    for part in ("max-model-len", "swap-space", "hermez", "no-such"):
+        assert part in result.text, result.text[-4000:]
+    assert (result.changed_tasks, rig.pids(), rig.says()) == ([], before, make.ANSWER)
+
+
+def test_what_only_the_engine_refuses_stops_nothing(rig: Rig) -> None:
+    before = rig.pids()
+    result = rig.box.run(**rig.variables(flags={**FLAGS, "dtype": "float17"}))
+    assert result.rc != 0
+    assert "instance chat" in result.text
+    assert "float17" in result.text
+    assert (rig.pids(), rig.says()) == (before, make.ANSWER)
+
+
+def test_a_truncated_model_stops_nothing(rig: Rig, place: Path) -> None:
+    before = rig.pids()
+    broken = Path(shutil.copytree(place / "tiny", place / "broken"))
+    weights = next(broken.glob("*.safetensors"))
+    os.truncate(weights, weights.stat().st_size // 2)
+    rig.models["broken"] = {"source": "local", "format": "safetensors", "local": {"path": str(broken)}}
+    result = rig.box.run(**rig.variables("broken"))
+    assert result.rc != 0
+    assert "broken" in result.text
+    assert weights.name in result.text
+    assert (rig.pids(), rig.says()) == (before, make.ANSWER)
+
+
+def test_a_change_that_does_not_start_is_taken_back(rig: Rig, record_property: pytest.RecordProperty) -> None:
+    notes = rig.pids()["notes"]
+    port = free_port()
+    with watched(rig.box.port) as watch:
+        # Room for less than one request: vLLM's parser cannot know, its engine says so when it has loaded the weights.
+        result = rig.box.run(**rig.variables(flags={"kv-cache-memory-bytes": "100K"}, port=port))
+    assert result.rc != 0
+    assert "What ran before serves again" in result.text, result.text[-4000:]
+    assert (rig.says(), rig.pids()["notes"]) == (make.ANSWER, notes)
+    with pytest.raises(OSError, match="refused"):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
+    record_property("outage_rolled_back_s", watch.outage_s)
+    print(f"outage of a change that was taken back: {watch.outage_s} s")
+    assert watch.outage_s > 0
+
+
+def smollm2(rig: Rig) -> Path:
+    """The small chat model in plain safetensors, made once from the GGUF file of its wheel."""
+    script = CHECKOUT / "tests/engines/dequantize.py"
+    lock = CHECKOUT / "tests/engines/convert.lock"
+    digest = hashlib.sha256(script.read_bytes() + lock.read_bytes()).hexdigest()[:16]
+    target = CACHE / f"smollm2-{digest}"
+    if not target.is_dir():
+        extra = rig.box.home / "convert"
+        python = next((rig.box.root / "envs" / "vllm_cpu").glob("????????????????/bin/python"))
+        uv = rig.box.root / "uv" / "current" / "bin" / "uv"
+        install = [uv, "pip", "install", "-q", "--python", python, "--target", extra, "--no-deps", "--require-hashes"]
+        subprocess.run([*install, "-r", lock], check=True, timeout=300)
+        gguf = next((rig.box.root / "models" / "gguf").rglob(SMOLLM2_FILE))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "PYTHONPATH": str(extra), "HF_HUB_OFFLINE": "1"}
+        subprocess.run([python, script, gguf, target], check=True, timeout=600, env=environment, capture_output=True)
+    return target
+
+
+def test_another_model_answers_in_english(rig: Rig, record_property: pytest.RecordProperty) -> None:
+    """The upgrade that succeeds: the processor's model of the default inventory, served by vLLM."""
+    inventory = (CHECKOUT / "inventories/local/group_vars/all.yml").read_text(encoding="utf-8")
+    rig.models["gguf"] = yaml.safe_load(inventory)["rig_models"]["smollm2"]
+    fetch = {**rig.variables(), "models_wanted": ["gguf"]}
+    assert rig.box.run("site.yml", "--tags", "models", **fetch).rc == 0
+    rig.models["smollm2"] = {"source": "local", "format": "safetensors", "local": {"path": str(smollm2(rig))}}
+    notes = rig.pids()["notes"]
+    with watched(rig.box.port) as watch:
+        result = rig.box.run(**rig.variables("smollm2"))
+    assert result.rc == 0, result.text[-6000:]
+    assert "The capital of France is Paris." in result.text
+    assert rig.box.answers()
+    assert rig.pids()["notes"] == notes, "the other instance was restarted"
+    record_property("outage_upgrade_s", watch.outage_s)
+    print(f"outage of a changed model: {watch.outage_s} s")
+
+
+def test_a_killed_engine_comes_back(rig: Rig) -> None:
+    pid = rig.pids()["chat"]
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 180
+    while not (rig.pids()["chat"] not in (0, pid) and rig.box.answers()):
+        assert time.monotonic() < deadline, rig.box.tool("logs", "chat").stdout[-3000:]
+        time.sleep(1)
+
+
+@pytest.mark.skipif(not FULL, reason="ten kills of a run that changes the model take ten minutes")
+def test_ten_kills_of_an_upgrade(rig: Rig) -> None:
+    chance = random.Random(int(os.environ.get("GPURIG_E2E_SEED", "20261121")))  # noqa: S311  moments, not secrets
+    models = ["tiny", "smollm2"]
+    for number in range(10):
+        rig.box.variables |= rig.variables(models[number % 2])
+        until = time.monotonic() + chance.uniform(10, 80)
+        rig.box.killed_run(lambda until=until: time.monotonic() >= until)
+        deadline = time.monotonic() + 180
+        while True:
+            with contextlib.suppress(OSError):
+                if rig.box.ask("Hello?")[0] == 200:
+                    break
+            assert time.monotonic() < deadline, f"kill {number}: nothing serves"
+            time.sleep(1)
+    rig.box.variables |= rig.variables("smollm2")
+    result = rig.box.run()
+    assert result.rc == 0, result.text[-6000:]
+    assert rig.box.answers()
+    again = rig.box.run()
+    assert (again.rc, again.changed) == (0, 0), again.changed_tasks
