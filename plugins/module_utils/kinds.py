@@ -36,6 +36,7 @@ class Capabilities:
     can_install_driver: bool
     can_set_power: bool
     container_engine: bool
+    keeps_system: bool  # what lies outside of our directories outlives a restart; in a pod only the volume does
 
 
 KINDS: dict[str, Capabilities] = {
@@ -46,6 +47,7 @@ KINDS: dict[str, Capabilities] = {
         can_install_driver=True,
         can_set_power=True,
         container_engine=True,
+        keeps_system=True,
     ),
     "vm": Capabilities(
         service_manager="systemd",
@@ -54,6 +56,7 @@ KINDS: dict[str, Capabilities] = {
         can_install_driver=True,
         can_set_power=False,  # the owner of the machine sets it, unless the inventory says otherwise
         container_engine=True,
+        keeps_system=True,
     ),
     "pod": Capabilities(
         service_manager="supervisord",
@@ -62,6 +65,7 @@ KINDS: dict[str, Capabilities] = {
         can_install_driver=False,
         can_set_power=False,
         container_engine=False,
+        keeps_system=False,
     ),
     "sandbox": Capabilities(
         service_manager="supervisord",
@@ -70,6 +74,7 @@ KINDS: dict[str, Capabilities] = {
         can_install_driver=False,
         can_set_power=False,
         container_engine=False,
+        keeps_system=True,
     ),
 }
 
@@ -295,12 +300,17 @@ def detect(evidence: Evidence) -> str:
 
 def virtual_machine_marks(evidence: Evidence) -> tuple[str, ...]:
     """What says that the host is a virtual machine, in words; empty on bare metal."""
+    return marks_of_a_virtual_machine(evidence.dmi_vendor, evidence.dmi_product, evidence.hypervisor_flag)
+
+
+def marks_of_a_virtual_machine(vendor: str, product: str, hypervisor_flag: bool) -> tuple[str, ...]:
+    """The same, from DMI's names of the system and the processor's flag."""
     marks = []
-    if evidence.dmi_vendor.startswith(_VM_VENDORS):
-        marks.append(f"DMI vendor {evidence.dmi_vendor!r}")
-    if any(word in evidence.dmi_product for word in _VM_PRODUCTS):
-        marks.append(f"DMI product {evidence.dmi_product!r}")
-    if evidence.hypervisor_flag:
+    if vendor.startswith(_VM_VENDORS):
+        marks.append(f"DMI vendor {vendor!r}")
+    if any(word in product for word in _VM_PRODUCTS):
+        marks.append(f"DMI product {product!r}")
+    if hypervisor_flag:
         marks.append("the processor's hypervisor flag")
     return tuple(marks)
 

@@ -327,7 +327,7 @@ def _gguf_problem(path: str, size: int, head: bytes | None) -> str | None:
 _GGUF_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _GGUF_STRING, _GGUF_ARRAY = 8, 9
 # Tensor type -> (elements of a block, bytes of a block): gguf-py 0.19.0, gguf.constants.GGML_QUANT_SIZES.
-_GGML_BLOCKS = {
+GGML_BLOCKS = {
     0: (1, 4),
     1: (1, 2),
     2: (32, 18),
@@ -430,7 +430,7 @@ def gguf_end(head: bytes) -> int:
         for _ in range(dimensions):
             elements *= reader.number("<Q")
         kind, offset = reader.number("<I"), reader.number("<Q")
-        per_block, block_bytes = _GGML_BLOCKS.get(kind, (0, 0))
+        per_block, block_bytes = GGML_BLOCKS.get(kind, (0, 0))
         last = max(last, offset + (-(-elements // per_block) * block_bytes if per_block else 1))
     if not tensors:
         return reader.at

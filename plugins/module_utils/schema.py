@@ -5,24 +5,31 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from .engine_flags import owned
+from .firmware_verdicts import CHECKS, expectation_problems
 from .gpu_model import normalize_pci
+from .gpu_selection import ONE, RESERVED_NAMES, TAKES, SelectorError, parse_selector
 from .placement import (
     BUILT_ENGINES,
     DEFAULT_GPU_ROLE,
     ENGINES,
     FORMATS,
     INSTANCE_DEFAULTS,
+    TASKS,
     PlacementError,
     did_you_mean,
     engine_for,
     with_defaults,
 )
+from .power_plan import ON_UNSUPPORTED
+from .vllm_config import ConfigError, config_for
 
 PREFIX: Final = "rig_"
 
@@ -39,6 +46,7 @@ class Field:
     form     the name of an entry of FORMS that a TEXT, or the names of a NAMES, must fit
     low      least WHOLE or NUMBER; `above` instead where the number itself is excluded
     select   for MAPPING: the key whose value decides which other keys apply; those name that value in `applies`
+    other    what the value may be instead, of another kind: a role is a list of cards or a mapping with that list
     hidden   the value is never repeated in a message
     """
 
@@ -55,6 +63,7 @@ class Field:
     items: Field | None = None
     select: str = ""
     applies: str = ""
+    other: Field | None = None
     hidden: bool = False
 
 
@@ -79,7 +88,7 @@ def _matches(pattern: str) -> Callable[[str], bool]:
     return lambda text: compiled.fullmatch(text) is not None
 
 
-_is_uuid = _matches(r"(GPU|MIG)-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+_is_uuid = _matches(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _is_name = _matches(r"[a-z0-9][a-z0-9-]{0,40}")
 _is_repo = _matches(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -157,7 +166,9 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
         "revision": Form("a commit of exactly 40 hex digits", _matches(r"[0-9a-f]{40}"), _revision_advice),
         "sha256": Form("a SHA-256 of exactly 64 hex digits", _matches(r"[0-9a-f]{64}"), _sha256_advice),
         "uuid": Form("a card's UUID as 'nvidia-smi -L' prints it, GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", _is_uuid),
+        "capability": Form("a compute capability such as '8.0'", _matches(r"\d+(\.\d)?")),
         "pci": Form("a PCI address as 'lspci -D' prints it, such as 0000:17:00.0", _is_pci),
+        "card": Form("a card's UUID (GPU-...) or a PCI address", lambda text: _is_uuid(text) or _is_pci(text)),
         "filled": Form("a text that is not empty", lambda text: bool(text.strip())),
         "": Form("text", lambda _text: True),
     }
@@ -200,6 +211,39 @@ _MODEL_ENTRY: Final[Mapping[str, Field]] = MappingProxyType(
     }
 )
 
+_CARD_WORDS: Final = "a name of rig_gpus, a UUID, a PCI address, fastest, all, or 'all except X, Y'"
+_CONDITIONS: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "uuid": Field(TEXT, "its UUID", form="uuid"),
+        "pci": Field(TEXT, "its PCI address", form="pci"),
+        "product": Field(TEXT, "words of its name in nvidia-smi", form="filled"),
+        "min_memory_gib": Field(NUMBER, "its memory as CUDA reports it: about 23.5 for a card of 24 GB", above=0),
+        "min_compute_capability": Field("scalar", "its compute capability", form="capability"),
+        "take": Field(TEXT, "how many of those that fit", default=ONE, choices=TAKES),
+    }
+)
+_CARD: Final = Field(TEXT, _CARD_WORDS, other=Field(MAPPING, "conditions, all of which must hold", keys=_CONDITIONS))
+_CARDS: Final = Field(
+    LIST,
+    "its cards",
+    items=Field(
+        TEXT,
+        _CARD_WORDS,
+        other=Field(
+            MAPPING,
+            "conditions, all of which must hold",
+            keys={**_CONDITIONS, "except": Field(LIST, "cards that are left out", items=_CARD)},
+        ),
+    ),
+)
+
+_SHARES: Final[Mapping[str, Field]] = MappingProxyType(
+    {
+        "sustained_share": Field(NUMBER, "share of the rating for hours; default 0.8", above=0),
+        "transient_factor": Field(NUMBER, "spike of a card over its limit; default 1.6, UPS 1.1", above=0),
+        "transient_share": Field(NUMBER, "share of the rating for spikes; default 1.0, atx3 1.8", above=0),
+    }
+)
 SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
     {
         "rig_kind": Field(TEXT, "kind of host", default="auto", choices=("auto", "metal", "vm", "pod", "sandbox")),
@@ -220,7 +264,9 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                 "one card",
                 keys={
                     "name": Field(TEXT, "what rig_gpu_roles calls it", required=True, form="name"),
-                    "product": Field(TEXT, "part of its name in nvidia-smi", form="filled"),
+                    "product": Field(
+                        TEXT, "words of its name in nvidia-smi; RTX 3090 is not RTX 3090 Ti", form="filled"
+                    ),
                     "pci": Field(TEXT, "its PCI address", form="pci"),
                     "uuid": Field(TEXT, "its UUID", form="uuid"),
                 },
@@ -231,7 +277,41 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
             "role -> cards",
             default={},
             form="name",
-            items=Field(LIST, "cards", items=Field(TEXT, "a name of rig_gpus, a UUID or a PCI address")),
+            items=dataclasses.replace(
+                _CARDS,
+                other=Field(
+                    MAPPING,
+                    "a role with more to say",
+                    keys={
+                        "cards": dataclasses.replace(_CARDS, required=True),
+                        "exclusive": Field(SWITCH, "no other role may have its cards", default=False),
+                    },
+                ),
+            ),
+        ),
+        "rig_firmware": Field(
+            MAPPING,
+            "what the firmware of mainboard and cards is to be set to",
+            default={},
+            keys={
+                "board": Field(TEXT, "the mainboard, where its own name is missing or wrong", form="filled"),
+                "expect": Field(
+                    LIST,
+                    "what the role firmware asserts, all at once",
+                    default=[],
+                    items=Field(
+                        MAPPING,
+                        "one expectation",
+                        keys={
+                            "check": Field(TEXT, "what is looked at", required=True, choices=tuple(CHECKS)),
+                            "needed": Field(TEXT, "the value; which ones depends on the check"),
+                            "at_least": Field(WHOLE, "for link_width lanes, for link_generation PCIe's number", low=1),
+                            "gpu": Field(TEXT, "a name of rig_gpus, a UUID or a PCI address; default every card"),
+                            "must_be_known": Field(SWITCH, "fail also where the host hides it", default=False),
+                        },
+                    ),
+                ),
+            },
         ),
         "rig_power": Field(
             MAPPING,
@@ -240,17 +320,26 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
             keys={
                 "limits": Field(
                     LIST,
-                    "limits by role",
+                    "limits by role or card",
                     default=[],
                     items=Field(
                         MAPPING,
                         "one limit",
                         keys={
-                            "gpu_role": Field(TEXT, "a role of rig_gpu_roles", required=True, form="name"),
-                            "limit_w": Field(NUMBER, "watts for each card of the role", required=True, above=0),
+                            "gpu_role": Field(TEXT, "a role of rig_gpu_roles", form="name"),
+                            "card": Field(TEXT, "one card by UUID or PCI address, in place of gpu_role", form="card"),
+                            "limit_w": Field(NUMBER, "watts for each card", above=0),
+                            "percent": Field(NUMBER, "percent of each card's default limit", above=0),
+                            "optimal": Field(SWITCH, "true: where the product was measured to lose little"),
+                            "on_unsupported": Field(
+                                TEXT, "for cards that take no limit", default="error", choices=ON_UNSUPPORTED
+                            ),
+                            "lock_mhz": Field(WHOLE, "highest graphics clock, for lock_clocks", above=0),
                         },
                     ),
                 ),
+                "persistence": Field(SWITCH, "persistence mode keeps the limits while nothing runs", default=True),
+                "required": Field(SWITCH, "stop where this host may not set limits (can_set_power)", default=False),
                 "psu": Field(
                     MAPPING,
                     "the power supply, to check the sum of all limits",
@@ -259,8 +348,24 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                         "standard": Field(
                             TEXT, "what it must survive in spikes", required=True, choices=("atx2", "atx3")
                         ),
-                        "cpu_w": Field(NUMBER, "watts of the processor at full load", default=0, low=0),
-                        "rest_w": Field(NUMBER, "watts of board, memory, disks and fans", default=0, low=0),
+                        "cpu_w": Field(NUMBER, "watts of the processor at full load; default what Linux tells", low=0),
+                        "rest_w": Field(NUMBER, "watts of board, memory, disks and fans", default=100, low=0),
+                        "together": Field(
+                            LIST,
+                            "which roles may be busy at the same time; default every card at once",
+                            items=Field(LIST, "roles", items=Field(TEXT, "a role of rig_gpu_roles", form="name")),
+                        ),
+                        **_SHARES,
+                    },
+                ),
+                "ups": Field(
+                    MAPPING,
+                    "the UPS before the power supply",
+                    keys={
+                        "rating_w": Field(NUMBER, "watts (not VA) on its label", required=True, above=0),
+                        "other_w": Field(NUMBER, "watts of what else hangs on it", default=0, low=0),
+                        "efficiency": Field(NUMBER, "of the power supply, at most 1; default 0.9", above=0),
+                        **_SHARES,
                     },
                 ),
             },
@@ -290,6 +395,7 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                         WHOLE, "tokens of one request, answer included", default=INSTANCE_DEFAULTS["context"], low=1
                     ),
                     "parallel": Field(WHOLE, "requests answered at once", default=INSTANCE_DEFAULTS["parallel"], low=1),
+                    "task": Field(TEXT, "chat, or embed for vectors of texts", default="chat", choices=TASKS),
                     "flags": Field(FLAGS, "the engine's own options, without leading dashes", default={}),
                     "state": Field(
                         TEXT, "absent stops and removes it", default="present", choices=("present", "absent")
@@ -329,33 +435,6 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
     }
 )
 
-_LISTENING = "engines listen on 127.0.0.1 only; what may be reached from beyond the host is an entry of rig_publish"
-_KEY = "the role makes the key and keeps it in a file that only the service can read"
-_MODEL = "the key 'model' of the instance names it, rig_models says where it is"
-
-OWNED_FLAGS: Final[Mapping[str, str]] = MappingProxyType(
-    {
-        **dict.fromkeys(("host", "hostname", "hostnames", "listen", "uds", "reuse-port"), _LISTENING),
-        "port": "write the key 'port' of the instance",
-        **dict.fromkeys(("api-key", "api-keys", "api-key-file"), _KEY),
-        **dict.fromkeys(("model", "m", "model.path", "model-path", "model-url", "mu", "models-dir"), _MODEL),
-        **dict.fromkeys(("hf", "hfr", "hff", "hf-repo", "hf-file", "hf-config-path", "download-dir"), _MODEL),
-        **dict.fromkeys(("hft", "hf-token"), "write the key 'token_file' under hub of the model in rig_models"),
-        **dict.fromkeys(
-            ("revision", "code-revision", "tokenizer-revision"),
-            "write the key 'revision' under hub of the model in rig_models",
-        ),
-        **dict.fromkeys(("alias", "a", "model-alias", "served-model-name"), "clients see the name of the instance"),
-        "config": "write each option of that file as an entry of 'flags'",
-        "device": "write the key 'device' or 'gpu_role' of the instance",
-        **dict.fromkeys(
-            ("max-model-len", "ctx-size", "c", "n-ctx", "num-ctx"), "write the key 'context' of the instance"
-        ),
-        **dict.fromkeys(("max-num-seqs", "parallel", "np", "n-parallel"), "write the key 'parallel' of the instance"),
-    }
-)
-"""Engine options that the roles set themselves -> what to write instead. Compared without case, with - for _."""
-
 
 def validate(variables: Mapping[str, object]) -> list[str]:
     """Everything wrong with the `rig_*` variables of one host, in words; [] when the inventory is right.
@@ -383,6 +462,8 @@ def _value_problems(path: str, schema: Field, value: object, siblings: Mapping[s
     if isinstance(value, Unreadable):
         yield f"{path}: {value.reason}"
         return
+    if schema.other and _TYPE_FITS[schema.other.kind](value):
+        schema = schema.other
     if not _TYPE_FITS[schema.kind](value):
         yield f"{path}: found {_found(schema, value)}, needed {_needed(schema)}.{_type_remedy(path, schema, value)}"
     elif schema.kind == MAPPING:
@@ -459,9 +540,9 @@ def _flag_problems(path: str, flags: Mapping[object, object]) -> Iterator[str]:
             yield f"{where}: found {_found(_ANY, key)} as an option's name, needed text. Write it in quotes."
             continue
         bare = key.lstrip("-")
-        owned = OWNED_FLAGS.get(bare.replace("_", "-").lower())
-        if owned:
-            yield f"{where}: this option is set by the collection; {owned}."
+        instead = owned(key)
+        if instead:
+            yield f"{where}: this option is set by the collection; {instead}."
         elif bare != key:
             yield f"{where}: write the option without leading dashes: {bare}."
         elif not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", key):
@@ -640,6 +721,8 @@ def _gpu_problems(variables: Mapping[str, object]) -> Iterator[str]:
     vague: list[tuple[str, str]] = []
     for path, entry in entries:
         name, product, uuid, pci = (_text_of(entry, key) for key in ("name", "product", "uuid", "pci"))
+        if name in RESERVED_NAMES:
+            yield f"{path}.name: '{name}' means something else in rig_gpu_roles. Choose another name."
         if name:
             names.append((f"{path}.name", name))
         if uuid:
@@ -662,8 +745,12 @@ def _gpu_problems(variables: Mapping[str, object]) -> Iterator[str]:
 
 def _role_problems(variables: Mapping[str, object]) -> Iterator[str]:
     declared = _named(variables, "rig_gpus")
-    for role, cards in _mapping(variables.get("rig_gpu_roles")).items():
-        path = f"rig_gpu_roles.{role}"
+    roles = _mapping(variables.get("rig_gpu_roles"))
+    holders: dict[str, str] = {}
+    for role, entry in roles.items():
+        path, cards = f"rig_gpu_roles.{role}", entry
+        if _is_mapping(entry):
+            path, cards = f"{path}.cards", _mapping(entry).get("cards")
         if not _is_list(cards):
             continue
         listed = _sequence(cards)
@@ -671,20 +758,68 @@ def _role_problems(variables: Mapping[str, object]) -> Iterator[str]:
             yield f"{path}: names no card. List at least one, or remove the role."
         texts = [(f"{path}[{number}]", card) for number, card in enumerate(listed) if isinstance(card, str)]
         yield from _repeated(texts, "the card", "Name it once.")
+        for number, card in enumerate(listed):
+            yield from _selector_problems(f"{path}[{number}]", card, declared)
         for where, card in texts:
-            if declared is None or card in declared or _is_uuid(card) or _is_pci(card):
-                continue
-            index = " An index is no name: it changes when a card moves." if card.isdigit() else ""
-            yield (
-                f"{where}: found '{card}', needed a name of rig_gpus ({_list_of_known(declared)}), "
-                f"a UUID (GPU-...) or a PCI address (0000:17:00.0).{did_you_mean(card, declared)}{index}"
-            )
+            first = holders.setdefault(card, str(role))
+            strict = [one for one in (first, str(role)) if _mapping(roles.get(one)).get("exclusive") is True]
+            if first != role and strict:
+                yield f"{where}: the card '{card}' is in role {first} as well, and {strict[0]} is exclusive."
+
+
+def _selector_problems(path: str, value: object, declared: list[str] | None) -> Iterator[str]:
+    """What one selector lacks, beyond types; names are not judged where those of rig_gpus cannot be told."""
+    if isinstance(value, str) and declared is not None:
+        try:
+            parse_selector(value, declared)
+        except SelectorError as error:
+            yield f"{path}: {error}"
+    elif _is_mapping(value):
+        conditions = _mapping(value)
+        if conditions.get("take", ONE) == ONE and not set(_CONDITIONS) - {"take"} & set(conditions):
+            known = ", ".join(key for key in _CONDITIONS if key != "take")
+            yield f"{path}: says nothing about the card. Add one of {known}, or take: all."
+        for number, part in enumerate(_sequence(conditions.get("except"))):
+            yield from _selector_problems(f"{path}.except[{number}]", part, declared)
+
+
+def _firmware_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    expected = _sequence(_mapping(variables.get("rig_firmware")).get("expect"))
+    yield from expectation_problems(expected, _named(variables, "rig_gpus"), "rig_firmware.expect")
+
+
+def _limit_problems(path: str, limit: Mapping[object, object]) -> Iterator[str]:
+    """Which keys of a limit exclude or need each other."""
+    if not limit:
+        return
+    if "gpu_role" not in limit and "card" not in limit:
+        yield f"{path}.gpu_role: missing, needed a name of rig_gpu_roles, or the key card with a UUID or PCI address."
+    elif "gpu_role" in limit and "card" in limit:
+        yield f"{path}: has gpu_role and card, needed one of them."
+    amounts = [key for key in ("limit_w", "percent", "optimal") if key in limit and limit[key] is not False]
+    if not amounts:
+        yield f"{path}.limit_w: missing, needed one of limit_w, percent, and optimal: true."
+    elif len(amounts) > 1:
+        yield f"{path}: has {' and '.join(amounts)}, needed one of them."
+    if (limit.get("on_unsupported") == "lock_clocks") != ("lock_mhz" in limit):
+        yield f"{path}: on_unsupported: lock_clocks and lock_mhz need each other. Write both or neither."
 
 
 def _power_problems(variables: Mapping[str, object]) -> Iterator[str]:
     roles = _names_of(variables, "rig_gpu_roles")
     limited: list[tuple[str, str]] = []
-    for number, entry in enumerate(_sequence(_mapping(variables.get("rig_power")).get("limits"))):
+    power = _mapping(variables.get("rig_power"))
+    for number, group in enumerate(_sequence(_mapping(power.get("psu")).get("together"))):
+        for place, name in enumerate(_sequence(group)):
+            if roles is not None and isinstance(name, str) and name not in roles:
+                yield (
+                    f"rig_power.psu.together[{number}][{place}]: found '{name}', needed a role of rig_gpu_roles "
+                    f"({_list_of_known(roles)}).{did_you_mean(name, roles)}"
+                )
+    if power.get("ups") and not power.get("psu"):
+        yield "rig_power.ups: needs psu beside it, which says what processor and rest take."
+    for number, entry in enumerate(_sequence(power.get("limits"))):
+        yield from _limit_problems(f"rig_power.limits[{number}]", _mapping(entry))
         role = _text_of(_mapping(entry), "gpu_role")
         if role is None:
             continue
@@ -756,6 +891,22 @@ def _placement_problems(path: str, instance: Mapping[str, object], models: Mappi
             f"{path}.engine: engine {engine}{because}: this version of the collection has no role for it yet; "
             f"it has {', '.join(BUILT_ENGINES)}. Name a model for one of these, or write state: absent until then."
         )
+    elif engine == "vllm" and isinstance(model, Mapping):
+        yield from _vllm_problems(path, instance, model)
+
+
+def _vllm_problems(path: str, instance: Mapping[str, object], model: Mapping[str, object]) -> Iterator[str]:
+    """What vLLM's options would be refused for, as far as the inventory tells. Other faults are told elsewhere."""
+    filled = with_defaults(instance)
+    if not (filled.get("name") and _is_whole(filled["port"]) and _is_mapping(filled["flags"])):
+        return
+    if not all(filled[key] is None or _is_whole(filled[key]) for key in ("context", "parallel")):
+        return
+    flags = {key: value for key, value in _mapping(filled["flags"]).items() if not owned(str(key))}
+    try:
+        config_for({**filled, "flags": flags, "model_entry": model}, "/model", "cpu" if filled["device"] == "cpu" else "cuda")
+    except ConfigError as error:
+        yield from (f"{path}: {line}" for line in str(error).splitlines())
 
 
 def _publish_problems(variables: Mapping[str, object]) -> Iterator[str]:
@@ -790,6 +941,7 @@ _CROSS_CHECKS: Final[Mapping[str, Callable[[Mapping[str, object]], Iterator[str]
     {
         "rig_gpus": _gpu_problems,
         "rig_gpu_roles": _role_problems,
+        "rig_firmware": _firmware_problems,
         "rig_power": _power_problems,
         "rig_models": _model_problems,
         "rig_instances": _instance_problems,

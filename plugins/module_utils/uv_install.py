@@ -248,13 +248,17 @@ def _python_with_pip(python: str, environment: Mapping[str, str]) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PythonWish:
-    """The interpreter that should be there. `need`: what it must have; `install_dir`: where uv puts its own."""
+    """The interpreter that should be there. `need`: what it must have; `install_dir`: where uv puts its own.
+
+    `managed`: one of uv's before one of the system, which may be gone after a restart.
+    """
 
     need: Need
     uv: str
     install_dir: Path
     wait_s: float = 600.0
     timeout_s: float = 1800.0
+    managed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -279,6 +283,7 @@ def provide_python(
 ) -> PythonOutcome:
     """Find an interpreter, or have uv install one. `environment`, `running`: see interpreters.survey; also for uv.
 
+    Where a managed one is wished for and uv cannot install one, a system one that fits is the second best.
     Raises NoPythonError with every way out, BuildError, BusyError.
     """
     variables = os.environ if environment is None else environment
@@ -287,32 +292,49 @@ def provide_python(
     except SpecError as error:
         raise BuildError(f"python: {error}") from error
     found = interpreters.survey(os.fspath(wish.install_dir), variables, running)
-    chosen = interpreters.choose(wish.need, found.interpreters)
+    chosen = _choose(wish, found)
     lines = tuple(interpreters.report(found, wish.need))
     if chosen is not None or check:
         return PythonOutcome(chosen, chosen is None, lines)
+    try:
+        changed = _have_installed(wish, variables, lines)
+        found = interpreters.survey(os.fspath(wish.install_dir), variables, running)
+        chosen = _choose(wish, found)
+        lines = tuple(interpreters.report(found, wish.need))
+        if chosen is None:
+            raise NoPythonError(_ways_out(wish, lines, "What uv installed is not what was asked for."))  # noqa: TRY301
+    except NoPythonError:
+        chosen, changed = interpreters.choose(wish.need, found.interpreters), False
+        if chosen is None:
+            raise
+    return PythonOutcome(chosen, changed, lines)
+
+
+def _choose(wish: PythonWish, found: interpreters.Survey) -> Interpreter | None:
+    allowed = (one for one in found.interpreters if one.source == "managed" or not wish.managed)
+    return interpreters.choose(wish.need, allowed)
+
+
+def _have_installed(wish: PythonWish, environment: Mapping[str, str], lines: tuple[str, ...]) -> bool:
     if not os.access(wish.uv, os.X_OK):
         raise NoPythonError(_ways_out(wish, lines, f"uv, which could install one, is not at {wish.uv}."))
     try:
         with building.readable_by_all():
             wish.install_dir.mkdir(parents=True, exist_ok=True)
             with building.exclusive(wish.install_dir / _PYTHON_LOCK_FILE, wish.wait_s) as lock_fd:
-                changed = _install_python(wish, lock_fd, variables, lines)
+                return _install_python(wish, lock_fd, environment, lines)
     except OSError as error:
         raise BuildError(f"python: {error.filename or wish.install_dir}: {error.strerror or error}") from error
-    found = interpreters.survey(os.fspath(wish.install_dir), variables, running)
-    chosen = interpreters.choose(wish.need, found.interpreters)
-    lines = tuple(interpreters.report(found, wish.need))
-    if chosen is None:
-        raise NoPythonError(_ways_out(wish, lines, "What uv installed is not what was asked for."))
-    return PythonOutcome(chosen, changed, lines)
 
 
 def _install_python(wish: PythonWish, lock_fd: int, environment: Mapping[str, str], lines: tuple[str, ...]) -> bool:
     managed = interpreters.survey(os.fspath(wish.install_dir), {}, "")
-    if interpreters.choose(wish.need, managed.interpreters) is not None:
+    if _choose(wish, managed) is not None:
         return False  # another run installed it while we waited
-    cleaned = building.clean_environment(environment, UV_PYTHON_INSTALL_DIR=os.fspath(wish.install_dir))
+    # uv keeps no Python in its cache, and would make one in somebody's home for nothing.
+    cleaned = building.clean_environment(
+        environment, UV_PYTHON_INSTALL_DIR=os.fspath(wish.install_dir), UV_NO_CACHE="1"
+    )
     runner = building.Runner(cleaned, wish.install_dir / PYTHON_LOG, lock_fd, time.monotonic() + wish.timeout_s)
     # --reinstall: uv takes a directory with the right name for an installed Python, even when it does not run.
     command = [wish.uv, "python", "install", "--no-bin", "--reinstall", for_uv(wish.need.spec) or "3"]

@@ -146,6 +146,10 @@ ansible_facts:
           description: Whether containers may run on the host.
           type: bool
           returned: success
+        keeps_system:
+          description: Whether what lies outside of our directories outlives a restart; of a pod only the volume does.
+          type: bool
+          returned: success
         root_dir:
           description: The directory below which our programs lie.
           type: str

@@ -421,11 +421,7 @@ def repacked(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
 
 def test_uv_installs_a_python_and_repairs_it(installed: Path, repacked: tuple[str, Path], tmp_path: Path) -> None:
     version, downloads = repacked
-    environment = {
-        **nowhere(tmp_path),
-        "UV_PYTHON_DOWNLOADS_JSON_URL": str(downloads),
-        "UV_CACHE_DIR": str(tmp_path / "cache"),
-    }
+    environment = {**nowhere(tmp_path), "UV_PYTHON_DOWNLOADS_JSON_URL": str(downloads)}
     need = Need(version, headers=True)
     wish = PythonWish(need, str(installed / "current/bin/uv"), tmp_path / "python")
     assert provide_python(wish, check=True, environment=environment, running="").changed
@@ -437,6 +433,7 @@ def test_uv_installs_a_python_and_repairs_it(installed: Path, repacked: tuple[st
     assert first.interpreter.path.startswith(f"{wish.install_dir}/cpython-{version}-")
     assert f"Installed Python {version}" in (wish.install_dir / "install.log").read_text()
     assert not (tmp_path / "home/.local").exists()
+    assert not (tmp_path / "home/.cache").exists()
     second = provide_python(wish, environment=environment, running="")
     assert second == dataclasses.replace(first, changed=False)
     # One that does not run any more is installed again, though uv takes its directory for an installed Python.
@@ -451,6 +448,17 @@ def test_uv_installs_a_python_and_repairs_it(installed: Path, repacked: tuple[st
     script(tmp_path / "uv", "exit 0")
     with pytest.raises(NoPythonError, match="What uv installed is not what was asked for"):
         provide_python(dataclasses.replace(lacking, uv=str(tmp_path / "uv")), environment=environment, running="")
+    # Where a managed one is preferred it goes before the system's own; without a download the system's own has to do.
+    either = dataclasses.replace(wish, need=Need(">=3.10"), managed=True)
+    own = interpreters.probe(sys.executable)
+    assert provide_python(either, environment=environment, running=own.path).interpreter == first.interpreter
+    offline = {**environment, "UV_PYTHON_DOWNLOADS": "never"}
+    elsewhere = dataclasses.replace(either, install_dir=tmp_path / "other")
+    second_best = provide_python(elsewhere, environment=offline, running=own.path)
+    assert (second_best.changed, second_best.interpreter and second_best.interpreter.source) == (False, "system")
+    assert "Python downloads are" in (elsewhere.install_dir / "install.log").read_text(), (
+        elsewhere.install_dir / "install.log"
+    ).read_text()
 
 
 def test_a_python_that_came_while_we_waited_is_taken(tmp_path: Path) -> None:

@@ -161,6 +161,11 @@ class Machine:
         """A container: firmware and capabilities are not to be read from inside."""
         return self.kind == "pod"
 
+    @property
+    def has_resize_files(self) -> bool:
+        """Whether the kernel has `resourceN_resize`: from 6.1 on."""
+        return tuple(int(part) for part in self.kernel.split(".")[:2]) >= (6, 1)
+
     def place(self, pci: str) -> Place:
         """The card at an address."""
         return next(place for place in self.places if place.pci == pci)

@@ -9,6 +9,7 @@ needs is written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,7 +29,9 @@ VENDORS = {
     "1569": "Palit Microsystems Inc.",
     "17aa": "Lenovo",
 }
-SECURE_BOOT_VARIABLE = "SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c"
+EFI_GLOBAL = "8be4df61-93ca-11d2-aa0d-00e098032b8c"
+SECURE_BOOT_VARIABLE = f"SecureBoot-{EFI_GLOBAL}"
+SLOT_WIDTH_CODES = {1: 0x08, 2: 0x09, 4: 0x0A, 8: 0x0B, 16: 0x0D}  # SMBIOS 3.2, 7.10.2
 
 
 @dataclass(frozen=True)
@@ -236,9 +239,16 @@ def _sysfs_firmware(machine: Machine) -> Tree:
         }.items()
         if value
     }
-    if machine.efi and not machine.is_container:  # container engines mask /sys/firmware
+    if machine.is_container:  # container engines mask /sys/firmware
+        return tree
+    tree["firmware/dmi/tables/DMI"] = smbios(machine)
+    tree["firmware/acpi/tables/FACP"] = b"FACP"
+    if machine.iommu:
+        name = "DMAR" if machine.cpu_vendor == "GenuineIntel" else "IVRS"
+        tree[f"firmware/acpi/tables/{name}"] = name.encode()
+    if machine.efi:
         tree["firmware/efi/fw_platform_size"] = "64\n"
-        tree["firmware/efi/efivars"] = None
+        tree[f"firmware/efi/efivars/BootCurrent-{EFI_GLOBAL}"] = b"\x06\x00\x00\x00\x01\x00"
         if machine.secure_boot is not None:
             value = b"\x06\x00\x00\x00" + bytes([machine.secure_boot])
             tree[f"firmware/efi/efivars/{SECURE_BOOT_VARIABLE}"] = value
@@ -293,14 +303,34 @@ def _card(machine: Machine, place: Place, lines: list[Bar]) -> Tree:
         tree["boot_vga"] = f"{int(place.display)}\n"
     if place.removable:
         tree["removable"] = "removable\n"
-    if place.resizable_mib:
-        bits = sum(1 << (size.bit_length() - 1) for size in place.resizable_mib)  # bit n: 2^(n+20) bytes
-        tree[f"resource{gpu.window_bar}_resize"] = f"{bits:016x}\n"
+    if place.resizable_mib and machine.has_resize_files:
+        tree[f"resource{gpu.window_bar}_resize"] = f"{_size_bits(place.resizable_mib):016x}\n"
+    tree["config"] = b"\xff" * 64 if place.lost else _config(place)[: 64 if machine.is_container else None]
     if place.kernel_driver:
         tree["driver"] = Link(f"bus/pci/drivers/{place.kernel_driver}")
     if place.lost:  # configuration space reads all ones
         tree |= {"current_link_speed": "Unknown\n", "current_link_width": "63\n"}
     return tree
+
+
+def _size_bits(sizes_mib: list[int]) -> int:
+    return sum(1 << (size.bit_length() - 1) for size in sizes_mib)  # bit n: 2^(n+20) bytes
+
+
+def _config(place: Place) -> bytes:
+    """Configuration space as root reads it, with the Resizable BAR capability at bb0 where the card has it."""
+    gpu, space = place.model, bytearray(4096)
+    space[0:4] = bytes.fromhex(gpu.pci_device + "10de")[::-1]
+    bars = {0: [gpu.bar0_mib], gpu.window_bar: place.resizable_mib, gpu.window_bar + 2: [32]}
+    entries = sorted(bars.items()) if place.resizable_mib else []
+    space[0x100:0x104] = (0x0001 | 2 << 16 | (0xBB0 << 20 if entries else 0)).to_bytes(4, "little")  # AER, then next
+    if entries:
+        space[0xBB0:0xBB4] = (0x0015 | 1 << 16).to_bytes(4, "little")
+    for number, (index, sizes) in enumerate(entries):
+        control = index | (len(entries) << 5 if number == 0 else 0)
+        at = 0xBB4 + 8 * number
+        space[at : at + 8] = (_size_bits(sizes) << 4).to_bytes(4, "little") + control.to_bytes(4, "little")
+    return bytes(space)
 
 
 def _audio(place: Place) -> Tree:
@@ -358,6 +388,8 @@ def proc(machine: Machine) -> Tree:
         "sys/kernel/osrelease": machine.kernel + "\n",
         "1/comm": machine.init + "\n",
         "1/environ": "".join(f"{key}={value}\0" for key, value in machine.environment.items()),
+        "iomem": _iomem(machine),
+        "mounts": _mounts(machine),
         "modules": _modules(machine),
     }
     if machine.driver:
@@ -375,6 +407,25 @@ def proc(machine: Machine) -> Tree:
                     f"GPU Firmware: \t {machine.driver if machine.open_module else 'N/A'}\nGPU Excluded:\t No\n"
                 )
     return tree
+
+
+def _iomem(machine: Machine) -> str:
+    """As root sees it; in containers all addresses are zero."""
+    root = machine.places[0].upstream[0].pci[:7] if machine.places[0].upstream else "0000:00"
+    low = "00000000-00000fff : Reserved\n00100000-7effffff : System RAM\n"
+    windows = f"80000000-efffffff : PCI Bus {root}\n  f0000000-f0ffffff : PCI Bus 0000:01\n"
+    high = f"6000000000-ffffffffff : PCI Bus {root}\n" if machine.above_4g else ""
+    text = low + windows + high
+    return re.sub(r"[0-9a-f]{8,}-[0-9a-f]{8,}", "00000000-00000000", text) if machine.is_container else text
+
+
+def _mounts(machine: Machine) -> str:
+    if machine.is_container:
+        return (
+            "overlay / overlay rw,relatime,lowerdir=/a,upperdir=/b,workdir=/c 0 0\nsysfs /sys sysfs ro,nosuid 0 0\n"
+            "tmpfs /sys/firmware tmpfs ro,relatime 0 0\n"
+        )
+    return "/dev/mapper/vg-root / ext4 rw,relatime 0 0\nsysfs /sys sysfs rw,nosuid,nodev,noexec,relatime 0 0\n"
 
 
 def _modules(machine: Machine) -> str:
@@ -523,3 +574,21 @@ def dmidecode(machine: Machine) -> str:
             f"\tCurrent Usage: In Use\n\tLength: Long\n\tID: {number}\n\tBus Address: {place.pci}\n"
         )
     return "\n".join(parts) + "\nHandle 0x007F, DMI type 127, 4 bytes\nEnd Of Table\n\n"
+
+
+def smbios(machine: Machine) -> bytes:
+    """The same tables as bytes, as in /sys/firmware/dmi/tables/DMI: types 0 and 9 and the end."""
+    extension = (8 if machine.bios_supports_uefi else 0) | (16 if machine.is_virtual else 0)
+    bios = bytes([1, 2]) + bytes(12) + bytes([3, extension]) + bytes(4)  # characteristics are bytes 12h and 13h
+    tables = [_structure(0, bios, [machine.bios_vendor, machine.bios_version])]
+    for number, place in enumerate((p for p in machine.places if p.slot), start=1):
+        segment, bus, device, function = (int(part, 16) for part in re.split("[:.]", place.pci))
+        width = SLOT_WIDTH_CODES[place.upstream[-1].width]
+        body = bytes([1, 0xA5, width, 4, 4, number, 0, 0, 0]) + segment.to_bytes(2, "little")
+        tables.append(_structure(9, body + bytes([bus, device << 3 | function]), [place.slot]))
+    return b"".join([*tables, _structure(127, b"", [])])
+
+
+def _structure(kind: int, body: bytes, texts: list[str]) -> bytes:
+    head = bytes([kind, 4 + len(body)]) + b"\x00\x00"
+    return head + body + b"".join(text.encode() + b"\0" for text in texts) + (b"\0" if texts else b"\0\0")

@@ -18,7 +18,7 @@ RunModule = Callable[..., dict[str, Any]]
 HOME = {"HOME": "/home/ada", "XDG_DATA_HOME": ""}
 RIG_KEYS = {
     *("kind", "kind_declared", "service_manager", "can_install_packages"),
-    *("can_reboot", "can_install_driver", "can_set_power"),
+    *("can_reboot", "can_install_driver", "can_set_power", "keeps_system"),
     *("container_engine", "root_dir", "volume_dir", "user", "group", "paths", "os", "arch", "cpu_count"),
     *("memory_bytes", "python_version", "python_venv", "nvidia_driver_version", "evidence", "warnings"),
 }

@@ -208,13 +208,13 @@ def test_guide_machine_as_dmidecode_shows_it() -> None:
 
 
 def test_boot_modes() -> None:
-    def firmware(described: Machine) -> set[str]:
-        return {name for name in sysfs(described) if name.startswith("firmware/")}
+    def firmware(described: Machine, below: str = "firmware/") -> set[str]:
+        return {name for name in sysfs(described) if name.startswith(below)}
 
     variable = f"firmware/efi/efivars/{SECURE_BOOT_VARIABLE}"
     assert sysfs(machine("secure_boot"))[variable] == b"\x06\0\0\0\x01"
     assert sysfs(machine("guide_x299"))[variable] == b"\x06\0\0\0\x00"
-    assert firmware(machine("csm_boot")) == set()
+    assert firmware(machine("csm_boot"), "firmware/efi") == set()
     assert "UEFI is supported" in dmidecode(machine("csm_boot")), "the firmware could, this boot did not"
     assert firmware(machine("pod_4090")) == set()
     assert "/dev/mem: No such file" in dmidecode(machine("pod_4090"))
