@@ -1,18 +1,46 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""For the tests of all scenarios: Molecule counts no skips, so a skip is a failure."""
+"""For the tests of all scenarios."""
 
 from __future__ import annotations
 
 from collections.abc import Generator
 
 import pytest
+from ansible_collections.gpurig.llm.molecule.shared.rig import Rig, instances
+from testinfra.host import Host
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+
+@pytest.fixture(scope="module")
+def rig(host: Host) -> Rig:
+    """The rig of the host."""
+    return Rig.of(host)
+
+
+@pytest.fixture(params=instances(), ids=lambda instance: instance["name"])
+def instance(request: pytest.FixtureRequest) -> dict[str, object]:
+    """Each instance of the scenario's inventory."""
+    return dict(request.param)
+
+
+class ByHost(LoadScopeScheduling):
+    """Tests several hosts at the same time, and each of them with its tests in their order."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return next((host for host in self.config.option.hosts.split(",") if host in nodeid), "")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByHost:
+    """Where a scenario asks for several processes (-n)."""
+    return ByHost(config, log)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn a skip into a failure that says why."""
+    """Turn a skip into a failure that says why: Molecule counts no skips."""
     report = yield
     if report.skipped:
         report.outcome = "failed"

@@ -110,7 +110,8 @@ def utils_errors(path: Path, tree: ast.Module, layers: dict[str, str | None]) ->
     if layer is None:
         yield 1, "the docstring's first line must end with (pure), (outside) or (glue)"
         return
-    for imported in read_imports(tree, UTILS):
+    below_utils = path.parent.as_posix().rpartition("/module_utils")[2].strip("/")
+    for imported in read_imports(tree, ".".join([UTILS, *filter(None, below_utils.split("/"))])):
         if imported.name.startswith(UTILS + "."):
             target = imported.name.removeprefix(UTILS + ".")
             below = layers.get(target)

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -105,15 +106,19 @@ def run(
     timeout_s: float = 900,
     cwd: Path = ROOT,
     env: Mapping[str, str] | None = None,
+    onto: int | None = None,
 ) -> tuple[int, str]:
-    """Run a program in a process group of its own; returns exit code (124: too long) and, when captured, its output."""
+    """Run a program in a process group of its own; returns exit code (124: too long) and, when captured, its output.
+
+    `onto`: the descriptor that gets the output when it is not captured, ours by default.
+    """
     process = subprocess.Popen(
         [str(word) for word in command],
         cwd=cwd,
         env={**os.environ, **(env or {})},
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if capture else None,
-        stderr=subprocess.STDOUT if capture else None,
+        stdout=subprocess.PIPE if capture else onto,
+        stderr=subprocess.STDOUT if capture or onto is not None else None,
         text=True,
         errors="replace",
         start_new_session=True,
@@ -585,19 +590,92 @@ def e2e(extra: list[str]) -> Outcome:
     return pytest("tests/e2e", extra, *(() if extra else ("-n", "2", "--dist", "loadfile")), timeout_s=3600)
 
 
+class Steps:
+    """How long each step of a Molecule run took, and how much memory it needed, from the output as it comes.
+
+    `rows`: (step, seconds, MiB that were in use at most, beyond what was in use when the run began).
+    """
+
+    _LINE = re.compile(r"➜ (\w+): (Executing|Executed: .*)$")
+    _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+
+    def __init__(self, available_mib: float) -> None:
+        self.rows: list[tuple[str, float, float]] = []
+        self._first_mib = self._least_mib = available_mib
+        self._began_s: float | None = None
+
+    def sample(self, available_mib: float) -> None:
+        """Take note of the memory that is available now."""
+        self._least_mib = min(self._least_mib, available_mib)
+
+    def see(self, line: str, now_s: float) -> None:
+        """Take note of a line of output."""
+        found = self._LINE.search(self._COLOUR.sub("", line).strip())
+        if found and found[2] == "Executing":
+            self._began_s, self._least_mib = now_s, self._first_mib
+        elif found and self._began_s is not None:  # the recap at the end names each step again
+            self.rows.append((found[1], now_s - self._began_s, self._first_mib - self._least_mib))
+            self._began_s = None
+
+    def in_words(self) -> str:
+        """All of it in one line."""
+        total_s, most_mib = sum(row[1] for row in self.rows), max((row[2] for row in self.rows), default=0)
+        parts = ", ".join(f"{step} {seconds:.0f} s {mib:.0f} MiB" for step, seconds, mib in self.rows)
+        return f"{total_s:.0f} s, {most_mib:.0f} MiB: {parts}"
+
+
+def available_mib() -> float:
+    """Memory that programs could have (proc_meminfo(5))."""
+    found = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"))
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def scenario(name: str, env: Mapping[str, str]) -> tuple[int, str]:
+    """Run one scenario with its output on ours; returns Molecule's exit code and what the steps took."""
+    steps = Steps(available_mib())
+    ended = threading.Event()
+    read, write = os.pipe()
+
+    def follow() -> None:
+        with os.fdopen(read, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                say(line.rstrip("\n"))
+                steps.see(line, time.monotonic())
+
+    def sample() -> None:
+        while not ended.wait(0.5):
+            steps.sample(available_mib())
+
+    threads = [threading.Thread(target=work, daemon=True) for work in (follow, sample)]
+    for thread in threads:
+        thread.start()
+    try:
+        command: Command = [BIN / "molecule", "test", "-s", name]
+        code, _output = run(command, capture=False, timeout_s=2400, env=env, onto=write)
+    finally:
+        os.close(write)
+        ended.set()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    return code, steps.in_words()
+
+
 def molecule(extra: list[str]) -> Outcome:
-    """Every Molecule scenario, or those named."""
+    """Every Molecule scenario, or those named, one after the other."""
     scenarios = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
     chosen = [name for name in scenarios if not extra or name in extra]
     if not is_root_on_debian():
-        return Outcome(skips=[(name, "needs root and Debian: it starts systemd in containers") for name in chosen])
+        return Outcome(skips=[(name, "needs root and Debian: it starts hosts in containers") for name in chosen])
     if chosen and (problem := install_packages(HOST_PACKAGES)):
         return Outcome(failures=[problem])
     outcome = Outcome()
     env = {"MOLECULE_GLOB": "molecule/*/molecule.yml", "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf")}
+    took = {}
     for name in chosen:
-        code, _output = run([BIN / "molecule", "test", "-s", name], capture=False, timeout_s=2400, env=env)
+        code, took[name] = scenario(name, env)
         outcome.add(name, None if code == 0 else f"molecule ended with exit code {code}")
+    for name, words in took.items():
+        say(f"{name}: {words}")
     return outcome
 
 
@@ -697,6 +775,9 @@ def main(arguments: list[str]) -> int:
         [failure for _level, outcome, _seconds in results for failure in outcome.failures],
         [skip for _level, outcome, _seconds in results for skip in outcome.skips],
     )
+    if not (total.passed or total.failures or total.skips):
+        total.failures.append("no test ran")
+        say(f"FAILED: no test of {', '.join(level.name for level in levels)} matches {' '.join(extra)}")
     say(summary(total))
     return 1 if total.failures else 0
 

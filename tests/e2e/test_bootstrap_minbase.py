@@ -8,14 +8,11 @@ Debian 13 has a Python that is new enough. Debian 12 has not, so uv fetches one,
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from ansible_collections.gpurig.llm.tests.hosts import minbase
+from ansible_collections.gpurig.llm.tests.hosts import images, minbase
 
 CHECKOUT = "/home/owner/my rig"
 
@@ -35,17 +32,14 @@ def bookworm() -> Iterator[minbase.Host]:
     """A host whose Python is too old, and an archive of a newer one."""
     if reason := minbase.why_not():
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="gpurig-python-"))
-    try:
-        if minbase.python_archive(folder) is None:
-            pytest.skip("needs patchelf and a Python 3.12 in pyenv, to pack it as the one that uv fetches")
-        packages = ("ca-certificates", "git", "python3", "python3-venv")
-        downloads = {"UV_PYTHON_DOWNLOADS_JSON_URL": "/srv/uv/downloads.json"}
-        with minbase.Host("bookworm", packages, {str(folder): "/srv/uv"}, downloads) as host:
-            host.copy_checkout(CHECKOUT)
-            yield host
-    finally:
-        shutil.rmtree(folder)
+    folder = images.python_archive()
+    if folder is None:
+        pytest.skip("needs patchelf and a Python 3.12 in pyenv, to pack it as the one that uv fetches")
+    packages = ("ca-certificates", "git", "python3", "python3-venv")
+    downloads = {"UV_PYTHON_DOWNLOADS_JSON_URL": f"{images.PYTHON_MOUNT}/downloads.json"}
+    with minbase.Host("bookworm", packages, {str(folder): images.PYTHON_MOUNT}, downloads) as host:
+        host.copy_checkout(CHECKOUT)
+        yield host
 
 
 def test_debian_13_from_bare_python_to_ansible(trixie: minbase.Host) -> None:

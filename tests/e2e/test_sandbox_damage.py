@@ -126,5 +126,6 @@ def test_damage_is_reported_and_repaired(rig: Sandbox, group: str) -> None:
     assert not missing, (missing, result.changed_tasks)
     assert rig.snapshot() == wanted
     assert rig.answers()
-    again = rig.run()
-    assert (again.rc, again.changed) == (0, 0), again.changed_tasks
+    if FULL or group == GROUPS[-1]:
+        again = rig.run()
+        assert (again.rc, again.changed) == (0, 0), again.changed_tasks

@@ -109,6 +109,15 @@ def test_all_levels_run_after_a_failure_and_the_last_line_is_plain(
     assert lines[-1] == "5 passed, 1 failed, 0 skipped"
 
 
+def test_a_word_that_matches_no_test_is_no_success(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    empty = levels.Level("unit", "empty", lambda _extra: levels.Outcome())
+    monkeypatch.setattr(levels, "LEVELS", (empty,))
+    assert levels.main(["unit", "-k", "typo"]) == 1
+    assert "no test of unit matches -k typo" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
@@ -167,3 +176,19 @@ def test_an_entry_without_a_reason_is_found(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(levels, "read_skips", lambda: wrong)
     error = levels.skips_error() or ""
     assert [part in error for part in ("must have", "no level 'units'", "no such test file")] == [True] * 3
+
+
+def test_the_steps_of_a_scenario_are_measured() -> None:
+    steps = levels.Steps(available_mib=1000)
+    colour = "\x1b[36mINFO    \x1b[0m \x1b[32mpod\x1b[0m ➜ \x1b[33m{}\x1b[0m: \x1b[36m{}\x1b[0m\n"
+    steps.see(colour.format("create", "Executing"), 10.0)
+    steps.sample(700)
+    steps.sample(900)
+    steps.see("  create: Executing", 11.0)
+    steps.see(colour.format("create", "Executed: Successful"), 12.0)
+    steps.see(colour.format("verify", "Executing"), 12.5)
+    steps.see(colour.format("verify", "Executing Testinfra tests found in molecule/pod/tests/..."), 13.0)
+    steps.see(colour.format("verify", "Executed: Failed"), 15.5)
+    steps.see(colour.format("create", "Executed: Successful"), 16.0)
+    assert steps.rows == [("create", 2.0, 300), ("verify", 3.0, 0)]
+    assert steps.in_words() == "5 s, 300 MiB: create 2 s 300 MiB, verify 3 s 0 MiB"
