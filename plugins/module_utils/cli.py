@@ -332,13 +332,15 @@ def _report(host: Host, names: Sequence[str]) -> int:
     return 0 if good else 1
 
 
-def start(host: Host, names: Sequence[str]) -> int:
-    """Start the services that do not run, with a fresh budget."""
+def start(host: Host, names: Sequence[str], again: bool = False) -> int:
+    """Start the services that do not run, with a fresh budget; `again` also a oneshot that did its work."""
     chosen = _chosen(host, names)
     manager = manager_of(host)
-    waiting = [name for name in chosen if service_state(host, name, lines=0).state not in GOOD]
+    waiting = [name for name in chosen if again or service_state(host, name, lines=0).state not in GOOD]
     if isinstance(manager, SupervisordManager):
-        for name in waiting:
+        down = manager.supervisor.daemon_pid() is None
+        waiting = chosen if down else waiting  # what still runs has nobody to look after it and is replaced
+        for name in host.names() if down else waiting:  # the daemon starts all of them
             clear_budget(host, name)
         for words in manager.supervisor.start_daemon():
             print(f"ended left-over {words}")
@@ -372,7 +374,7 @@ def restart(host: Host, names: Sequence[str]) -> int:
     chosen = _chosen(host, names)
     for name in chosen:
         manager.stop(name, stop_timeout_s(host.spec(name)))
-    return start(host, chosen) if chosen else 0
+    return start(host, chosen, again=True) if chosen else 0
 
 
 # --- logs, key
@@ -511,6 +513,9 @@ def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
         if input("Remove all this? Type yes: ").strip() != "yes":
             raise ToolError("nothing is removed")
     stop(host, [])
+    from . import power_cli  # noqa: PLC0415 (only this and `gpurig power` need it)
+
+    power_cli.give_back(host)
     if host.manager == "systemd":
         units = [systemd.unit_name(name) for name in host.names()]
         systemd.order("disable", [unit for unit in units if systemd.show(unit).enabled])
@@ -560,6 +565,10 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("-f", "--follow", action="store_true")
     verb = verbs.add_parser("key", help="print the API key of a service")
     verb.add_argument("name", metavar="NAME")
+    verb = verbs.add_parser("power", help="the cards' power limits: wanted, set, enforced; apply sets them again")
+    verb.add_argument("action", choices=("status", "apply"), nargs="?", default="status")
+    verb.add_argument("--json", action="store_true", help="status for programs")
+    verb.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="apply waits so long for the cards")
     verb = verbs.add_parser("uninstall", help="stop everything and remove what was installed; models stay")
     verb.add_argument("--purge", action="store_true", help="remove models and all data, too")
     verb.add_argument("--yes", action="store_true", help="do not ask")
@@ -576,6 +585,10 @@ def _run(host: Host, host_json: str, given: argparse.Namespace) -> int:
         return logs(host, given.name, given.lines, given.follow)
     if given.verb == "key":
         return key(host, given.name)
+    if given.verb == "power":
+        from . import power_cli  # noqa: PLC0415 (no start of a service is to wait for this import)
+
+        return power_cli.run(host, given.action, given.json, given.wait)
     return uninstall(host, host_json, given.purge, given.yes)
 
 

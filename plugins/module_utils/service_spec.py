@@ -7,7 +7,7 @@ The command is the same in both, the host tool: `<bin>/gpurig exec --name NAME .
 file only, so no rendering can show one.
 
 Not rendered, because it is for whoever reads the record (`to_json`): health_url, inputs, labels. What supervisord has
-no word for is left to the same readers: before, after, conflicts, group, capabilities.
+no word for is left to the same readers: before, after, conflicts, again_after, group, capabilities.
 """
 
 from __future__ import annotations
@@ -43,6 +43,16 @@ _SWITCH_VALUES = frozenset({"", "0", "1", "true", "false", "yes", "no", "on", "o
 
 # systemd gives the unit a /tmp and a /var/tmp of its own (PrivateTmp=), in which nothing of the host's exists.
 _PRIVATE_TMP = ("/tmp", "/var/tmp")  # noqa: S108  (named to be refused)
+
+# systemd.special(7): each target is reached when the machine runs again, as it is ordered after the sleep itself.
+# nvidia-persistenced holds the driver loaded, so whoever loads it anew stops and starts that service; the device is the
+# kernel module, which systemd sees where a rule of udev tags it (role gpu_power).
+_AGAIN_AFTER: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "resume": ("suspend.target", "hibernate.target", "hybrid-sleep.target", "suspend-then-hibernate.target"),
+        "gpu_driver": ("nvidia-persistenced.service", "sys-module-nvidia.device"),
+    }
+)
 
 _HEADER = "Written by the role gpurig.llm.service. The next run writes it again: changes made here are lost."
 
@@ -88,7 +98,10 @@ class Restart:
 
 @dataclass(frozen=True)
 class ServiceSpec:
-    """A checked spec, see `parse`. '' means: not wanted. A oneshot runs to its end and counts as up from then on."""
+    """A checked spec, see `parse`. '' means: not wanted. A oneshot runs to its end and counts as up from then on.
+
+    `again_after`: of resume and gpu_driver, events after which a oneshot runs again. supervisord knows no events.
+    """
 
     name: str
     argv: tuple[str, ...]
@@ -103,6 +116,7 @@ class ServiceSpec:
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
+    again_after: tuple[str, ...] = ()
     restart: Restart = Restart()
     start_timeout_s: int = 600
     stop_timeout_s: int = 60
@@ -291,6 +305,13 @@ def _restart(where: str, value: object, problems: list[str]) -> Restart:
     return restart
 
 
+def _event(where: str, value: object, problems: list[str]) -> str:
+    text = _text(where, value, problems)
+    if text and text not in _AGAIN_AFTER:
+        problems.append(f"{where}: is {text!r}; needed: one of {', '.join(_AGAIN_AFTER)}")
+    return text
+
+
 def _url(where: str, value: object, problems: list[str]) -> str:
     text = _text(where, value, problems)
     if not text:
@@ -325,6 +346,7 @@ _CHECKS: Mapping[str, _Check[object]] = MappingProxyType(
         "before": _names,
         "after": _names,
         "conflicts": _names,
+        "again_after": _list_of(_event),
         "restart": _restart,
         "start_timeout_s": _whole_from(1),
         "stop_timeout_s": _whole_from(1),
@@ -380,6 +402,8 @@ def parse(raw: Mapping[str, object]) -> ServiceSpec:
     problems.extend(
         f"{key}: names the service itself" for key in ("before", "after", "conflicts") if _lists_itself(values, key)
     )
+    if values.get("again_after") and not values.get("oneshot"):
+        problems.append("again_after: is for a oneshot; what keeps running is restarted by its manager")
     if problems:
         raise SpecError(_subject(raw.get("name")), problems)
     return ServiceSpec(**values)  # type: ignore[arg-type]
@@ -496,7 +520,7 @@ def render_systemd(spec: Mapping[str, object], layout: Mapping[str, str]) -> str
             for lines in (
                 _unit_section(service),
                 _service_section(service, bin_dir, run_dir),
-                ["[Install]", "WantedBy=multi-user.target"],
+                ["[Install]", " ".join(["WantedBy=multi-user.target", *_events(service)])],
             )
         )
         + "\n"
@@ -527,7 +551,7 @@ def _unit_section(service: ServiceSpec) -> list[str]:
         "[Unit]",
         f"Description={_raw_systemd(service.description or f'gpurig service {service.name}')}",
         "Wants=network-online.target",
-        " ".join(["After=network-online.target", *map(unit_name, service.after)]),
+        " ".join(["After=network-online.target", *map(unit_name, service.after), *_events(service)]),
     ]
     if service.before:
         lines.append("Before=" + " ".join(map(unit_name, service.before)))
@@ -539,9 +563,17 @@ def _unit_section(service: ServiceSpec) -> list[str]:
     return lines
 
 
+def _events(service: ServiceSpec) -> list[str]:
+    """The units after whose start a oneshot runs again; one that is not installed does no harm."""
+    return [unit for event in service.again_after for unit in _AGAIN_AFTER[event]]
+
+
 def _service_section(service: ServiceSpec, bin_dir: str, run_dir: str) -> list[str]:
     lines = ["[Service]"]
-    lines += ["Type=oneshot", "RemainAfterExit=yes"] if service.oneshot else ["Type=exec"]
+    lines.append("Type=oneshot" if service.oneshot else "Type=exec")
+    if service.oneshot and not service.again_after:
+        # Without it only one that is to run again: systemd starts nothing that is still active.
+        lines.append("RemainAfterExit=yes")
     if service.user:
         lines.append(f"User={service.user}")
     if service.group:

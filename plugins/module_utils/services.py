@@ -466,8 +466,10 @@ def supervisor_state(program: Program, spent: bool, oneshot: bool) -> str:
     return "budget_spent" if spent else "failed"
 
 
-def systemd_state(unit: systemd.Unit, spent: bool) -> str:
-    """Return our word for systemd's ActiveState, SubState and Result."""
+def systemd_state(unit: systemd.Unit, spent: bool, oneshot: bool = False) -> str:
+    """Return our word for systemd's ActiveState, SubState and Result. An oneshot that is to run again does not stay
+    active after its work.
+    """
     if unit.active_state == "active":
         return "finished" if unit.sub_state == "exited" else "running"
     if unit.active_state in {"reloading", "refreshing"}:
@@ -478,7 +480,7 @@ def systemd_state(unit: systemd.Unit, spent: bool) -> str:
         return "starting"
     if unit.active_state == "failed":
         return "budget_spent" if spent or unit.result == "start-limit-hit" else "failed"
-    return "stopped"
+    return "finished" if oneshot and unit.has_run and unit.result == "success" else "stopped"
 
 
 class SupervisordManager:
@@ -555,11 +557,11 @@ class SystemdManager:
     def __init__(self, host: Host) -> None:
         self.host = host
 
-    def view(self, name: str, oneshot: bool) -> View:  # noqa: ARG002 (systemd knows it from the unit)
+    def view(self, name: str, oneshot: bool) -> View:
         unit = systemd.show(systemd.unit_name(name))
         starts = read_starts(self.host, name)
         return View(
-            state=systemd_state(unit, starts.spent),
+            state=systemd_state(unit, starts.spent, oneshot),
             pid=unit.main_pid,
             restarts=max(unit.restarts, starts.total - 1),
             known=unit.load_state != "not-found",

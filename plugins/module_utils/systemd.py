@@ -17,6 +17,7 @@ JOB_TIMEOUT_S = 1800.0
 
 _PROPERTIES = (
     "ActiveState",
+    "ExecMainExitTimestampMonotonic",
     "ExecMainStatus",
     "LoadState",
     "MainPID",
@@ -26,6 +27,7 @@ _PROPERTIES = (
     "SubState",
     "UnitFileState",
 )
+_NOT_ALWAYS = {"ExecMainExitTimestampMonotonic", "ExecMainStatus", "MainPID", "NRestarts"}
 
 
 class SystemdError(Exception):
@@ -34,7 +36,7 @@ class SystemdError(Exception):
 
 @dataclass(frozen=True)
 class Unit:
-    """What `systemctl show` says of a unit. `main_pid` is 0 without a process."""
+    """What `systemctl show` says of a unit. `main_pid` is 0 without a process; `has_run`: it ended once."""
 
     name: str
     load_state: str
@@ -46,6 +48,7 @@ class Unit:
     result: str
     restarts: int
     exit_status: int
+    has_run: bool = False
 
 
 def unit_name(service: str) -> str:
@@ -78,7 +81,7 @@ def _run(command: list[str], timeout_s: float) -> str:
 def parse_show(name: str, text: str) -> Unit:
     """Return the unit from the NAME=VALUE lines of `systemctl show`. Raises SystemdError when one is missing."""
     seen = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    missing = sorted(set(_PROPERTIES) - {"NRestarts", "ExecMainStatus", "MainPID"} - set(seen))
+    missing = sorted(set(_PROPERTIES) - _NOT_ALWAYS - set(seen))
     if missing:
         raise SystemdError(f"{name}: systemctl show did not tell {', '.join(missing)}")
     return Unit(
@@ -92,6 +95,7 @@ def parse_show(name: str, text: str) -> Unit:
         result=seen["Result"],
         restarts=int(seen.get("NRestarts") or 0),
         exit_status=int(seen.get("ExecMainStatus") or 0),
+        has_run=int(seen.get("ExecMainExitTimestampMonotonic") or 0) > 0,
     )
 
 

@@ -366,6 +366,7 @@ def test_stop_ends_what_a_killed_daemon_left(rig: Rig, capsys: pytest.CaptureFix
     code, out, _ = tool(capsys, "start")
     assert (code, procfs.read_process(engine)) == (0, None)
     assert f"ended left-over sleep (pid {engine}," in out
+    assert services.read_starts(rig.host, "chat").total == 1, "the start on purpose did not bring a fresh budget"
 
 
 @pytest.mark.parametrize(

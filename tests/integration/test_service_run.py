@@ -551,6 +551,22 @@ def test_words_for_systemds_states(shown: dict[str, str], spent: bool, expected:
     assert services.systemd_state(systemd.parse_show(UNIT, text), spent) == expected
 
 
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ({}, "stopped"),
+        ({"ExecMainExitTimestampMonotonic": "0"}, "stopped"),
+        ({"ExecMainExitTimestampMonotonic": "5"}, "finished"),
+        ({"ExecMainExitTimestampMonotonic": "5", "ActiveState": "failed", "Result": "exit-code"}, "failed"),
+        ({"ExecMainExitTimestampMonotonic": "5", "ActiveState": "activating"}, "starting"),
+    ],
+)
+def test_words_for_an_oneshot_that_does_not_stay_active(shown: dict[str, str], expected: str) -> None:
+    text = "".join(f"{name}={value}\n" for name, value in {**SHOWN, **shown}.items())
+    assert services.systemd_state(systemd.parse_show(UNIT, text), spent=False, oneshot=True) == expected
+    assert services.systemd_state(systemd.parse_show(UNIT, text), spent=False) != "finished"
+
+
 def test_an_answer_of_systemd_that_lacks_something_is_an_error() -> None:
     with pytest.raises(systemd.SystemdError, match="did not tell ActiveState"):
         systemd.parse_show(UNIT, "".join(f"{n}={v}\n" for n, v in SHOWN.items() if n != "ActiveState"))

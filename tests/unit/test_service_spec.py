@@ -76,6 +76,7 @@ POWER: dict[str, Any] = {
     "argv": ["/opt/gpurig/bin/gpurig", "power", "apply"],
     "oneshot": True,
     "before": ["chat"],
+    "again_after": ["resume", "gpu_driver"],
     "capabilities": ["CAP_SYS_ADMIN"],
     "start_timeout_s": 60,
 }
@@ -176,6 +177,8 @@ def small(**changes: Any) -> dict[str, Any]:
         ({"user": "a b"}, "user: is 'a b'; needed"),
         ({"group": "%i"}, "group: is '%i'; needed"),
         ({"oneshot": "yes"}, "oneshot: is text; needed: true or false"),
+        ({"oneshot": True, "again_after": ["boot"]}, "again_after[0]: is 'boot'; needed: one of resume, gpu_driver"),
+        ({"again_after": ["resume"]}, "again_after: is for a oneshot"),
         ({"after": ["b c"]}, "after[0]: is 'b c'"),
         ({"after": ["x"]}, "after: names the service itself"),
         ({"conflicts": ["x"]}, "conflicts: names the service itself"),
@@ -240,6 +243,7 @@ def test_defaults() -> None:
         "before": [],
         "after": [],
         "conflicts": [],
+        "again_after": [],
         "restart": {"starts": 3, "window_s": 300, "delay_s": 5},
         "start_timeout_s": 600,
         "stop_timeout_s": 60,
@@ -798,7 +802,9 @@ def test_systemd_itself_reads_what_is_meant() -> None:
     for unit in ("gpurig-gpu-power.service", "network-online.target"):
         assert any(line.startswith(f"{unit} (origin-file") for line in chat["After"])
     power = read["gpurig-gpu-power.service"]
-    assert (power["Type"], power["RemainAfterExit"], power["Restart"]) == (["oneshot"], ["yes"], ["no"])
+    assert (power["Type"], power["RemainAfterExit"], power["Restart"]) == (["oneshot"], ["no"], ["no"])
+    for unit in ("suspend.target", "suspend-then-hibernate.target", "nvidia-persistenced.service"):
+        assert f"{unit} (origin-file)" in power["After"]
     assert power["CapabilityBoundingSet"] == ["cap_sys_admin"]
 
 
