@@ -35,5 +35,6 @@ class ActionModule(ActionBase):
             if last or result.get("failed") or result.get("ready"):
                 return result
             args["first_pid"] = args.get("first_pid") or result.get("pid", 0)
+            args.setdefault("first_kills", result.get("kills", -1))
             passed_s = int(time.monotonic() - began)
             display.display(f"  [{host}] {args['name']}: {result.get('phase', '')} ({passed_s} s of {timeout_s} s)")

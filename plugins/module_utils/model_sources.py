@@ -24,6 +24,7 @@ from .model_store import (
     FileRecord,
     FormatError,
     ModelStoreError,
+    NoReaderError,
     NoSpaceError,
     Places,
     Progress,
@@ -151,7 +152,7 @@ def _predict(task: Task) -> Outcome:
         outcome.path = str(places.home / read_record(places.earlier / RECORD).main)
         outcome.message = f"would put {entry.name} back in place; it was fetched and verified before"
     elif entry.source == "local":
-        root, verdict = _look_at_local(task, outcome)
+        root, verdict = _look_at_local(task, outcome, check=True)
         size = sum((root / name).stat().st_size for name in verdict.files)
         outcome.path = str(root if verdict.main == "." else root / verdict.main)
         outcome.message = f"would record {entry.name}: {megabytes(size)} at {outcome.path}"
@@ -532,14 +533,19 @@ def _format_error(entry: ModelEntry, verdict: Verdict, origin: str) -> FormatErr
     )
 
 
-def _look_at_local(task: Task, outcome: Outcome) -> tuple[Path, Verdict]:
+def _look_at_local(task: Task, outcome: Outcome, check: bool = False) -> tuple[Path, Verdict]:
     """The directory that a local model's files are in, and the verdict on them; raises when it is not complete."""
     entry = task.entry
     path = Path(str(entry.details["path"]))
     if not path.exists():
         found = "is a link to nothing" if path.is_symlink() else "does not exist"
         raise SourceError(f"{entry.name}: local.path {path} {found} on this host")
-    unchecked = require_readable(path, task.user)
+    try:
+        unchecked = require_readable(path, task.user)
+    except NoReaderError as error:
+        if not check:
+            raise
+        unchecked = f"{error}; a run that makes this user checks it"
     if unchecked:
         outcome.warnings.append(unchecked)
     root, only = (path, "") if path.is_dir() else (path.parent, path.name)

@@ -61,6 +61,10 @@ class UnreadableError(ModelStoreError):
     """The user that the engine runs as cannot read the model."""
 
 
+class NoReaderError(UnreadableError):
+    """The user that the engine runs as does not exist."""
+
+
 @dataclass(frozen=True)
 class Places:
     """Every path that belongs to one model."""
@@ -301,7 +305,7 @@ def require_readable(path: Path, user: str | None) -> str | None:
         try:
             account = pwd.getpwnam(user)
         except KeyError:
-            raise UnreadableError(f"user {user} does not exist on this host, and is to read {path}") from None
+            raise NoReaderError(f"user {user} does not exist on this host, and is to read {path}") from None
         if os.geteuid() != 0:
             return f"whether user {user} can read {path} was not checked: only root can ask"
         refused = _unreadable_for(path, account)

@@ -13,7 +13,8 @@ version_added: 0.1.0
 author: [gpurig.llm maintainers (@gpurig)]
 description:
   - Waits until the health URL answers 200 and, when O(model) is given, until C(/v1/models) lists it.
-  - Ends early with the engine's own last error line when the service's process dies, instead of waiting in vain.
+  - Ends early when the service's process dies, with the cause, what to change in the inventory, and the engine's own
+    last error line, instead of waiting in vain.
   - Records what the service is healthy with, for O(ignore:state=restored) of M(gpurig.llm.service_run) to go back to.
   - Run from a playbook it prints a progress line at least every ten seconds (an action plugin asks in short slices).
 options:
@@ -48,6 +49,12 @@ options:
     description: The process id that the service had when the wait began. V(0) takes the present one.
     type: int
     default: 0
+  first_kills:
+    description:
+      - How many processes the kernel had killed for lack of memory when the wait began, as in RV(kills). V(-1) takes
+        the present count. For the action plugin.
+    type: int
+    default: -1
   rig:
     description: The facts of M(gpurig.llm.rig_facts).
     type: dict
@@ -86,9 +93,25 @@ ready_s:
   returned: when known
   type: float
 phase:
-  description: What the engine does now, in words.
+  description:
+    - What the engine does now, in words. While its health URL does not answer, this is what its log tells, for instance
+      that it loads its weights.
   returned: always
   type: str
+  sample: loading weights, 45 % (5 of 11 files)
+cause:
+  description: Name of the cause that the log shows; V(unknown) when it shows none of those known.
+  returned: failure
+  type: str
+  sample: context_too_long_for_memory
+remedy:
+  description: What to change in the inventory or on the host; empty when the cause is unknown.
+  returned: failure
+  type: str
+kills:
+  description: How many processes the kernel had killed for lack of memory when the wait began.
+  returned: when it is not ready yet
+  type: int
 pid:
   description: Process id of the service; V(0) when it has none.
   returned: always
@@ -103,7 +126,6 @@ log_tail:
 import time
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_error_line
 from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import (
     EngineError,
     healthy,
@@ -112,6 +134,9 @@ from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import (
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.gate import remember
 from ansible_collections.gpurig.llm.plugins.module_utils.services import (
+    LOG_LINES as SHOWN_LINES,
+)
+from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     Host,
     HostError,
     ServiceState,
@@ -119,6 +144,8 @@ from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     read_service,
     write_ready_s,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.start_causes import LOG_LINES, start_phase
+from ansible_collections.gpurig.llm.plugins.module_utils.start_failure import Kills, explain, kernel_kills
 from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import SupervisorError
 from ansible_collections.gpurig.llm.plugins.module_utils.systemd import SystemdError
 
@@ -162,9 +189,9 @@ def death(state: ServiceState, first_pid: int) -> str:
     return ""
 
 
-def failure(module: AnsibleModule, msg: str, phase: str, state: ServiceState) -> None:
+def failure(module: AnsibleModule, msg: str, phase: str, state: ServiceState, **more: str) -> None:
     """End with the message and the last lines of the log."""
-    module.fail_json(msg=msg, ready=False, phase=phase, pid=state.pid, log_tail=state.log_tail)
+    module.fail_json(msg=msg, ready=False, phase=phase, pid=state.pid, log_tail=state.log_tail[-SHOWN_LINES:], **more)
 
 
 def wait(module: AnsibleModule) -> None:
@@ -173,13 +200,18 @@ def wait(module: AnsibleModule) -> None:
     name, rig = params["name"], params["rig"]
     host = Host.from_rig(rig)
     first_pid = params["first_pid"] or read_service(rig, name, lines=0).pid
+    kills = kernel_kills()
+    if params["first_kills"] >= 0:
+        kills = Kills(params["first_kills"], kills.file)
     began = time.monotonic()
     limit_s = 0 if module.check_mode else params["slice_s"] or params["timeout_s"]
     while True:
         try:
             ready, phase = look(params)
         except WrongModelError as error:
-            failure(module, str(error), "serves another model", read_service(rig, name))
+            remedy = "End the process that listens on this port (ss -ltnp shows it), or write another port."
+            state = read_service(rig, name)
+            failure(module, str(error), "serves another model", state, cause="another_server", remedy=remedy)
         state = read_service(rig, name, lines=0)
         if ready and state.state == "running":
             known = read_ready_s(rig, name, state)
@@ -190,21 +222,21 @@ def wait(module: AnsibleModule) -> None:
             extra = {} if known is None else {"ready_s": known}
             module.exit_json(changed=False, ready=True, phase=phase, pid=state.pid, **extra)
         why = death(state, first_pid)
-        if why and not module.check_mode:
-            state = read_service(rig, name)
-            line = last_error_line(state.log_tail) or "(the log is empty)"
-            whole = f"The whole log: {rig['paths']['bin']}/gpurig logs {name}"
-            failure(module, f"{name} {why}. Its last error line: {line}. {whole}", phase, state)
-        if time.monotonic() - began >= limit_s:
+        over = time.monotonic() - began >= limit_s
+        if (why and not module.check_mode) or over:
             break
         time.sleep(POLL_S)
-    if params["slice_s"] or module.check_mode:
-        module.exit_json(changed=False, ready=False, phase=phase, pid=state.pid)
-    state = read_service(rig, name)
-    line = last_error_line(state.log_tail) or "(the log is empty)"
-    failure(
-        module, f"{name} was not ready after {params['timeout_s']} s: {phase}. Its last log line: {line}", phase, state
-    )
+    # The journal takes its time, so the log is read once and not with every look.
+    state = read_service(rig, name, lines=LOG_LINES)
+    again = bool(why) and state.pid != first_pid and state.state not in ENDED
+    if not again and not healthy(params["health_url"])[0]:
+        phase = start_phase(state.log_tail) or phase
+    if module.check_mode or (params["slice_s"] and not why):
+        module.exit_json(changed=False, ready=False, phase=phase, pid=state.pid, kills=kills.count)
+    found = explain(host, state, kills, again)
+    what = why or f"was not ready after {params['timeout_s']} s: {phase}"
+    whole = f"The whole log: {rig['paths']['bin']}/gpurig logs {name}"
+    failure(module, f"{name} {what}. {found.message()}\n{whole}", phase, state, cause=found.cause, remedy=found.remedy)
 
 
 def main() -> None:
@@ -218,6 +250,7 @@ def main() -> None:
             "timeout_s": {"type": "int", "default": 600},
             "slice_s": {"type": "int", "default": 0},
             "first_pid": {"type": "int", "default": 0},
+            "first_kills": {"type": "int", "default": -1},
             "rig": {"type": "dict", "required": True},
         },
         supports_check_mode=True,

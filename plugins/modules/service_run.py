@@ -139,6 +139,8 @@ from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     wait_settled,
     write_text,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.start_causes import LOG_LINES
+from ansible_collections.gpurig.llm.plugins.module_utils.start_failure import explain, kernel_kills
 from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import SupervisorError
 
 STARTING_S = 3.0
@@ -202,12 +204,14 @@ def apply_started(host: Host, name: str, plan: Plan) -> ServiceState:
     manager.prepare(name, limit_s)
     if not plan.restart:
         return service_state(host, name)
+    kills = kernel_kills()
     manager.start(name)
     seen = wait_settled(host, name)
     if seen.state not in GOOD:
-        said = last_error_line(seen.log_tail) or "nothing"
-        again = f", for the {seen.restarts + 1}. time" if seen.state == "starting" and seen.restarts else ""
-        raise RunError(f"{name}: is {seen.state.replace('_', ' ')} after its start{again}. Its log says: {said}")
+        again = seen.state == "starting" and seen.restarts > 0
+        times = f", for the {seen.restarts + 1}. time" if again else ""
+        found = explain(host, service_state(host, name, LOG_LINES), kills, again)
+        raise RunError(f"{name}: is {seen.state.replace('_', ' ')} after its start{times}. {found.message()}")
     return seen
 
 

@@ -1110,6 +1110,16 @@ def test_the_engines_user_must_be_able_to_read(run_module: RunModule, models: Pa
     assert "user nobody cannot read" in run_module("model_fetch", args)["msg"]
 
 
+def test_a_user_that_the_run_will_make_is_no_failure_in_check_mode(
+    run_module: RunModule, models: Path, tmp_path: Path
+) -> None:
+    mine = tiny.write_gguf(tmp_path / "mine.gguf")
+    args = {"name": "chat", "source": "local", "format": "gguf", "local": {"path": str(mine)}}
+    args |= {"models_dir": str(models), "user": "no-such-user"}
+    assert run_module("model_fetch", args, check=True)["changed"]
+    assert "user no-such-user does not exist" in run_module("model_fetch", args)["msg"]
+
+
 # --- the exchange and the module's own edges ---
 
 

@@ -51,6 +51,12 @@ def test_our_tree_has_files_of_both_lower_layers() -> None:
         {f"{UTILS}/a.py": GLUE + "from ansible.module_utils.basic import AnsibleModule\nfrom .host import y\n"},
         {f"{UTILS}/__init__.py": ""},
         {
+            f"{UTILS}/pack/__init__.py": "",
+            f"{UTILS}/pack/a.py": PURE + "from ..clean import x\nfrom .b import y\n",
+            f"{UTILS}/pack/b.py": PURE,
+            f"{UTILS}/c.py": OUTSIDE + "from .pack.a import x\n",
+        },
+        {
             "plugins/modules/a.py": "import os\n" + BASIC + FROM_CLEAN,
         },
         {
@@ -58,7 +64,7 @@ def test_our_tree_has_files_of_both_lower_layers() -> None:
         },
         {"plugins/action/a.py": f"from {ABSOLUTE}.plugin_utils.b import y\n"},
     ],
-    ids=["stdlib", "pure", "outside", "nvml", "glue", "empty_init", "module", "filter", "action"],
+    ids=["stdlib", "pure", "outside", "nvml", "glue", "empty_init", "package", "module", "filter", "action"],
 )
 def test_arrows_that_point_down_are_accepted(tmp_path: Path, files: dict[str, str]) -> None:
     assert layers.errors(plant(tmp_path, files)) == []
@@ -77,6 +83,8 @@ def test_arrows_that_point_down_are_accepted(tmp_path: Path, files: dict[str, st
         ("a.py", PURE + "def f(p):\n    return open(p)\n", "calls open()"),
         ("a.py", PURE + "from .host import x\n", "is pure and imports host, which is outside"),
         ("a.py", PURE + "from . import host\n", "is pure and imports host, which is outside"),
+        ("pack/a.py", PURE + "from ..host import x\n", "is pure and imports host, which is outside"),
+        ("pack/a.py", PURE + "from .clean import x\n", "which is not in module_utils"),
         ("a.py", PURE + "from .nothing import x\n", "which is not in module_utils"),
         ("a.py", PURE + f"from {ABSOLUTE}.module_utils.clean import x\n", "within module_utils imports are relative"),
         ("a.py", PURE + "import yaml\n", "may not import yaml|imports yaml"),
