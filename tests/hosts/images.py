@@ -74,8 +74,8 @@ SORTS = {
         ),
         (f'CMD ["/{INIT.name}"]', "STOPSIGNAL SIGRTMIN+3"),
     ),
-    # What the images of providers have: no init, and a Python that can make environments.
-    "pod": Sort(("ca-certificates", "iproute2", "procps", "python3", "python3-venv")),
+    # What the images of providers have: no init, a Python that can make environments, and what torch's programs link.
+    "pod": Sort(("ca-certificates", "iproute2", "libnuma1", "procps", "python3", "python3-venv")),
 }
 
 

@@ -20,7 +20,7 @@ def test_it_is_another_container(rig: Rig) -> None:
 
 def test_the_start_command_brings_the_engine_back(rig: Rig, instance: dict[str, Any]) -> None:
     """By itself, in spite of all that lay on the volume, and with the key that clients have."""
-    wait("the model is loaded", lambda: rig.is_healthy(instance))
+    wait("the model is loaded", lambda: rig.is_healthy(instance), timeout_s=300)
     row = rig.row(instance["name"])
     assert (row["state"], row["restarts"], row["stale"]) == ("running", 0, False)
     assert rig.answers(instance)

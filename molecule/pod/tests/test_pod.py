@@ -62,7 +62,7 @@ def test_a_killed_supervisord_is_started_again(rig: Rig, instance: dict[str, Any
     rig.host.check_output("kill -9 $(cat %s/run/supervisord.pid)", ROOT)
     said = rig.host.check_output("%s start", rig.tool)
     assert f"(pid {before}, user root, service {instance['name']} of {ROOT})" in said
-    wait("the model is loaded", lambda: rig.is_healthy(instance))
+    wait("the model is loaded", lambda: rig.is_healthy(instance), timeout_s=300)
     assert rig.answers(instance)
 
 
@@ -84,4 +84,4 @@ def test_a_crash_loop_ends(rig: Rig, instance: dict[str, Any]) -> None:
     finally:
         rig.host.check_output("cp /tmp/program.conf %s", program)
     rig.host.check_output("%s start %s", rig.tool, name)
-    wait("the model is loaded", lambda: rig.is_healthy(instance))
+    wait("the model is loaded", lambda: rig.is_healthy(instance), timeout_s=300)
