@@ -904,7 +904,9 @@ def _vllm_problems(path: str, instance: Mapping[str, object], model: Mapping[str
         return
     flags = {key: value for key, value in _mapping(filled["flags"]).items() if not owned(str(key))}
     try:
-        config_for({**filled, "flags": flags, "model_entry": model}, "/model", "cpu" if filled["device"] == "cpu" else "cuda")
+        config_for(
+            {**filled, "flags": flags, "model_entry": model}, "/model", "cpu" if filled["device"] == "cpu" else "cuda"
+        )
     except ConfigError as error:
         yield from (f"{path}: {line}" for line in str(error).splitlines())
 

@@ -146,9 +146,7 @@ def test_the_shipped_inventory_in_ansible(seen: dict[str, Any]) -> None:
         "rig_models.mistral-small.hub.revision",
         "rig_allow_driver_change",
     ]
-    assert [(one["name"], one["engine"], one["port"]) for one in seen["homelab.instances"]] == [
-        ("chat", "vllm", 8000)
-    ]
+    assert [(one["name"], one["engine"], one["port"]) for one in seen["homelab.instances"]] == [("chat", "vllm", 8000)]
 
 
 def test_a_role_is_handed_rendered_instances(seen: dict[str, Any]) -> None:
