@@ -39,6 +39,7 @@ SKIPS = "tests/skips.yml"
 SKIP_KEYS = {"level", "test", "reason", "lifted_by"}
 COVERAGE_DATA = ROOT / ".cache" / "coverage"
 COVERAGE_NEEDED = 90.0
+PIP_PLACES = "global.find-links"
 PATIENCE_S = 20.0  # from a polite end to a hard one
 NEVER_TRACKED = {".git", ".venv", ".cache", ".ansible", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 NEVER_TRACKED |= {"__pycache__", "build", "output"}
@@ -215,6 +216,14 @@ def install_packages(names: Sequence[str]) -> str | None:
     run(["apt-get", "update", "-q"], env=quiet)  # one unreachable repository of many is no reason to stop
     code, output = run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *absent], env=quiet)
     return None if code == 0 else f"apt-get install {' '.join(absent)} failed: {output.strip().splitlines()[-1:]}"
+
+
+def torch_cpu() -> str:
+    """Where torch's build for the processor is, which the package index has not: a folder that pip is told to look
+    into and that has it, or its maker's page."""
+    places = os.environ.get("PIP_FIND_LINKS") or run([sys.executable, "-m", "pip", "config", "get", PIP_PLACES])[1]
+    folders = [place for place in places.split() if any(Path(place).glob("torch-*+cpu-*.whl"))]
+    return folders[0] if folders else "https://download.pytorch.org/whl/cpu/torch/"
 
 
 def find_python(version: str) -> Path | None:
@@ -669,7 +678,11 @@ def molecule(extra: list[str]) -> Outcome:
     if chosen and (problem := install_packages(HOST_PACKAGES)):
         return Outcome(failures=[problem])
     outcome = Outcome()
-    env = {"MOLECULE_GLOB": "molecule/*/molecule.yml", "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf")}
+    env = {
+        "MOLECULE_GLOB": "molecule/*/molecule.yml",
+        "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf"),
+        "GPURIG_TORCH_CPU": torch_cpu(),
+    }
     took = {}
     for name in chosen:
         code, took[name] = scenario(name, env)

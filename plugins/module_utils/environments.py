@@ -138,7 +138,7 @@ def look(wish: Wish) -> State:
     unfinished = [name for name in sorted(found) if name not in complete]
     differences = _damage(wish) if wish.lock_id in complete else []
     leftovers = tuple(building.leftovers(wish.home))
-    used = _used(wish, complete)
+    used = _used(wish, found)
     return State(current, tuple(complete), tuple(unfinished), leftovers, tuple(differences), used)
 
 
@@ -162,7 +162,9 @@ def plan(state: State, wanted: str, keep: int) -> tuple[Step, ...]:
         steps.append(Step("switch", building.LINK, f"from {state.current or 'nothing'} to {wanted}"))
     earlier = [name for name in state.complete if name != wanted and name not in state.used]
     earlier.sort(key=lambda name: name != state.current)
-    steps += [Step("remove", name, "was not finished") for name in state.unfinished if name != wanted]
+    steps += [
+        Step("remove", name, "was not finished") for name in state.unfinished if name not in {wanted, *state.used}
+    ]
     steps += [Step("remove", name, f"older than the {keep} kept") for name in earlier[keep:]]
     return tuple(steps)
 

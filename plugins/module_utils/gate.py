@@ -81,17 +81,24 @@ def remember(host: Host, name: str) -> bool:
     Return whether something changed. To be called only when the process that runs was started from them.
     """
     now = present(host, name)
-    if now is None or now == last_good(host, name):
+    if now is None:
         return False
-    Path(host.good_record(name)).parent.mkdir(mode=0o755, exist_ok=True)
-    write_text(host.good_record(name), json.dumps(dataclasses.asdict(now), indent=2, sort_keys=True) + "\n")
-    good = [last_good(host, other) for other in host.names()]
+    changed = now != last_good(host, name)
+    if changed:
+        Path(host.good_record(name)).parent.mkdir(mode=0o755, exist_ok=True)
+        write_text(host.good_record(name), json.dumps(dataclasses.asdict(now), indent=2, sort_keys=True) + "\n")
+    for path in host.config_files(name):
+        if json.dumps(path)[1:-1] not in now.record:
+            Path(path).unlink(missing_ok=True)
+    drop_unneeded_models(host)
+    return changed
+
+
+def drop_unneeded_models(host: Host) -> None:
+    """Discard the earlier models that no service could go back to."""
+    good = [last_good(host, name) for name in host.names()]
     needed = {digest for each in good if each for digest in each.models.values()}
     drop_earlier(Path(host.paths["models"]), needed.__contains__)
-    for path in host.config_files(name):
-        if path not in now.record:
-            Path(path).unlink(missing_ok=True)
-    return True
 
 
 def way_back(host: Host, name: str) -> Configuration | None:
@@ -109,12 +116,15 @@ def go_back(host: Host, name: str, good: Configuration) -> Return:
     began = time.monotonic()
     manager = manager_of(host)
     manager.stop(name, stop_timeout_s(host.spec(name)))
+    lost = []
     for path, digest in good.models.items():
         places = Places(Path(path).parent.parent, Path(path).parent.name)
         if record_digest(places.record) != digest == record_digest(places.earlier / MODEL_RECORD):
             with locked(places):
                 recover(places)
                 exchange(places)
+        if record_digest(places.record) != digest:
+            lost.append(places.key)
     write_text(host.record(name), good.record)
     write_text(host.program_file(name), good.program)
     clear_budget(host, name)
@@ -126,7 +136,10 @@ def go_back(host: Host, name: str, good: Configuration) -> Return:
     deadline = began + float(spec.get("start_timeout_s") or 600)
     while state.state in {*GOOD, "starting"}:
         ok, seen = healthy(url) if url else (state.state in GOOD, state.state)
-        if ok:
+        if ok and state.state in GOOD:
+            drop_unneeded_models(host)
+            if lost:
+                seen += f", but with another state of the model {', '.join(lost)}, whose earlier one is gone"
             return Return(True, round(time.monotonic() - began, 1), seen, state)
         if time.monotonic() > deadline:
             break

@@ -576,22 +576,23 @@ def publish(places: Places, record: Record) -> str | None:
 def retire(places: Places) -> str | None:
     """Keep what `places.old` holds as the way back if it is another model that we fetched, else discard it.
 
-    One earlier model is kept. Returns the directory where files of others were kept, if there were any.
+    One earlier model is kept, the first since all services were healthy: later ones never served. Returns the
+    directory where files of others were kept, if there were any.
     """
-    before = _source(places.old)
-    if before is None or before["kind"] == "local" or before == _source(places.home):
+    before = _identity(places.old)
+    if before is None or before[0]["kind"] == "local" or before == _identity(places.home) or places.earlier.is_dir():
         return discard(places.old, places)
-    kept = discard(places.earlier, places) if places.earlier.is_dir() else None
     places.earlier.parent.mkdir(exist_ok=True)
     places.old.rename(places.earlier)
-    return kept
+    return None
 
 
-def _source(directory: Path) -> Mapping[str, Any] | None:
+def _identity(directory: Path) -> tuple[Mapping[str, Any], str] | None:
     try:
-        return read_record(directory / RECORD).source
+        record = read_record(directory / RECORD)
     except (OSError, ValueError):
         return None
+    return record.source, record.format
 
 
 def record_digest(record: Path) -> str:

@@ -649,8 +649,8 @@ CAUSES: Final[tuple[Cause, ...]] = (
             r"the OpenMP library (?P<library3>\S+) is missing",
         ),
         "The library {library} of the engine's environment cannot be loaded.",
-        "libnuma.so.1 is the package libnuma1; libcuda.so.1 and libnvidia-ml.so.1 come with the driver. For any other run "
-        "the playbook again with that environment's folder below envs removed; it is built anew.",
+        "libnuma.so.1 is the package libnuma1; libcuda.so.1 and libnvidia-ml.so.1 come with the driver. For any other "
+        "run the playbook again with that environment's folder below envs removed; it is built anew.",
         weak=True,
     ),
     Cause(

@@ -230,6 +230,10 @@ def environment_for(
     engine = _engine(device)
     home = f"{cache_dir}/{engine.version}-{device}"
     ours = {
+        # Else the workers' own connections listen on the host's address, without any key (seen with 0.32.0).
+        "GLOO_SOCKET_IFNAME": "lo",
+        "NCCL_SOCKET_IFNAME": "lo",
+        "VLLM_HOST_IP": "127.0.0.1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_OFFLINE": "1",
         # What has no variable of its own (Triton, FlashInfer, CUDA's compiler cache) goes to the home directory.

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import posixpath
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -35,7 +36,8 @@ def services_for(
     on cards), start_timeout_s, shutdown_timeout_s, environment (further variables of the engines' processes).
 
     `checked` is an entry for the module engine_config, `spec` what the role service takes. The configuration file is
-    named by its text and its environment: with either, it is another file, which the engine's parser has to read anew.
+    named by all that the engine's parser judges: text, environment, variables, and which model it is. With another of
+    them it is another file, which has to be read anew.
     Raises ConfigError with the problems of all instances.
     """
     made, problems = [], []
@@ -68,7 +70,8 @@ def _service(
         metadata_dir(env_path) if device == "cpu" else "",
         "vllm_process_environment",
     )
-    digest = hashlib.sha256(f"{env_path}\n{text}".encode()).hexdigest()[:12]
+    depends = json.dumps([env_path, text, environment, instance.get("model_entry")], sort_keys=True)
+    digest = hashlib.sha256(depends.encode()).hexdigest()[:12]
     config_path = f"{paths['config']}/instances/{name}-{digest}.yaml"
     url = f"http://127.0.0.1:{port}"
     return {
@@ -80,6 +83,7 @@ def _service(
             "text": text,
             "checker": [f"{env_path}/bin/python", f"{posixpath.dirname(env_path)}/{CHECKER}"],
             "environment": environment,
+            "needs": str(model["path"]),
         },
         "spec": {
             "name": name,

@@ -52,6 +52,9 @@ options:
         description: Variables for the checker.
         type: dict
         default: {}
+      needs:
+        description: A path that this very run may bring; while it is missing, check mode leaves the checker out.
+        type: path
   user:
     description: Run the checker as this user. Empty, and for anybody but root, it runs as the present one.
     type: str
@@ -130,7 +133,10 @@ def as_user(user: str) -> dict[str, Any]:
     """Return the arguments of Popen that make it another user's process, where we may do that."""
     if not user or os.geteuid() != 0 or user == "root":
         return {}
-    account = pwd.getpwnam(user)
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        raise CheckerError(f"user {user} does not exist on this host; the role host_tool makes it") from None
     return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
 
 
@@ -175,6 +181,11 @@ def verdicts(configs: list[dict[str, Any]], user: str, timeout_s: int) -> list[s
     return [] if text == "ok" else text.split(" | ")
 
 
+def is_there(config: dict[str, Any]) -> bool:
+    """Whether the checker and what the file is about exist, which in check mode they may not yet."""
+    return all(Path(path).exists() for path in (config["checker"][0], config["needs"]) if path)
+
+
 def by_checker(configs: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """Return the configurations in groups that one run of a checker can read."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -197,6 +208,7 @@ def main() -> None:
                     "text": {"type": "str", "required": True},
                     "checker": {"type": "list", "elements": "str", "required": True},
                     "environment": {"type": "dict", "default": {}},
+                    "needs": {"type": "path"},
                 },
             },
             "user": {"type": "str", "default": ""},
@@ -209,15 +221,15 @@ def main() -> None:
     missing = [config for config in params["configs"] if read_text(config["path"]) != config["text"]]
     refused: list[str] = []
     try:
-        for group in [] if params["look_only"] else by_checker(missing):
-            if not module.check_mode or Path(group[0]["checker"][0]).exists():
-                refused += verdicts(group, params["user"], params["timeout_s"])
+        judged = [config for config in missing if not module.check_mode or is_there(config)]
+        for group in [] if params["look_only"] else by_checker(judged):
+            refused += verdicts(group, params["user"], params["timeout_s"])
     except CheckerError as error:
         module.fail_json(msg=f"{params['name']}: the configurations could not be checked: {error}", refused=[])
     if refused:
         module.fail_json(
             msg="\n- ".join([f"{params['name']} refuses what it is to be started with:", *refused])
-            + "\nNothing was changed. Correct the instance in rig_instances.",
+            + "\nNothing was stopped. Correct the instance in rig_instances.",
             refused=refused,
         )
     try:

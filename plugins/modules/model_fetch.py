@@ -285,7 +285,7 @@ def main() -> None:
         msg=outcome.message,
         path=outcome.path,
         record=outcome.record,
-        config=read_config(outcome.path),
+        config={} if module.check_mode and outcome.changed else read_config(outcome.path),
         download_bytes=outcome.download_bytes,
         differences=outcome.differences,
         progress_file=str(places.progress),

@@ -29,6 +29,13 @@ options:
     description: The facts of M(gpurig.llm.rig_facts).
     type: dict
     required: true
+  kept:
+    description:
+      - The services that stay on this host. A service of ours that is not among them may hold the port, since it is
+        removed before the port is needed. Empty means all stay.
+    type: list
+    elements: str
+    default: []
 extends_documentation_fragment: [gpurig.llm.attributes]
 attributes:
   check_mode:
@@ -74,13 +81,13 @@ from ansible_collections.gpurig.llm.plugins.module_utils.procfs import (
 from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import Supervisor
 
 
-def port_problem(name: str, port: int, root: str, ended: set[int]) -> tuple[str, str]:
+def port_problem(name: str, port: int, root: str, ended: set[int], kept: list[str]) -> tuple[str, str]:
     """Return (holder in words when it is the service itself, problem in words); both empty for a free port."""
     busy, pids = listening_pids(port)
     if not busy:
         return "", ""
     holders = [process for process in map(read_process, pids) if process]
-    strangers = [process for process in holders if process.pid not in ended and not is_own(process, name, root)]
+    strangers = [process for process in holders if process.pid not in ended and not is_own(process, name, root, kept)]
     if not holders:
         return "", "a process that this user may not look into (root can: ss -ltnp)"
     if strangers:
@@ -89,8 +96,10 @@ def port_problem(name: str, port: int, root: str, ended: set[int]) -> tuple[str,
     return "; ".join(own), ""
 
 
-def is_own(process: Process, name: str, root: str) -> bool:
-    """Return whether the process is this very service of this very root."""
+def is_own(process: Process, name: str, root: str, kept: list[str]) -> bool:
+    """Return whether the process is this very service of this very root, or one of ours that is not to stay."""
+    if process.root == root and process.service and kept and process.service not in kept:
+        return True
     return process.unit == f"gpurig-{name}.service" or (process.service == name and process.root == root)
 
 
@@ -100,6 +109,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "port": {"type": "int", "required": True},
             "rig": {"type": "dict", "required": True},
+            "kept": {"type": "list", "elements": "str", "default": []},
         },
         supports_check_mode=True,
     )
@@ -128,7 +138,7 @@ def main() -> None:
             **result,
         )
     gone = {process.pid for process in lost} if module.check_mode else set()
-    holder, problem = port_problem(name, port, root, gone) if port else ("", "")
+    holder, problem = port_problem(name, port, root, gone, module.params["kept"]) if port else ("", "")
     if problem:
         module.fail_json(
             msg=(

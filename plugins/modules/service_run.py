@@ -253,9 +253,12 @@ def apply_restored(host: Host, name: str, check: bool) -> tuple[Plan, str]:
     plan = Plan([f"it was healthy with another {host.record(name)}"], restart=True)
     if check:
         return plan, ""
-    back = go_back(host, name, good)
+    try:
+        back = go_back(host, name, good)
+    except (HostError, SupervisorError, systemd.SystemdError, OSError) as error:
+        return plan, f"What ran before could not be started again: {error}"
     if back.healthy:
-        return plan, f"What ran before serves again, after {back.seconds} s."
+        return plan, f"What ran before serves again, after {back.seconds} s{back.seen.removeprefix('healthy')}."
     said = last_error_line(back.state.log_tail) or "nothing"
     return plan, f"What ran before was started again, and is {back.seen} after {back.seconds} s. Its log says: {said}"
 

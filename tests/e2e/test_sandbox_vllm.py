@@ -27,13 +27,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible_collections.gpurig.llm.scripts.test_levels import torch_cpu
 from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Sandbox, free_port
 from ansible_collections.gpurig.llm.tests.tiny_model import make
 
 FULL = bool(os.environ.get("GPURIG_E2E_FULL"))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurig-tests"
-# The CPU build of torch is not on the package index. A folder that has it, or its maker's page.
-TORCH_CPU = os.environ.get("PIP_FIND_LINKS") or "https://download.pytorch.org/whl/cpu/torch/"
 FLAGS = {"kv-cache-memory-bytes": "64M"}
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -119,7 +118,7 @@ def rig(place: Path) -> Iterator[Rig]:
     home.mkdir()
     tiny = make.make(place / "tiny")
     models = {"tiny": {"source": "local", "format": "safetensors", "local": {"path": str(tiny)}}}
-    box = Sandbox(place / "rig", free_port(), home, {"rig_environment": {"UV_FIND_LINKS": TORCH_CPU}})
+    box = Sandbox(place / "rig", free_port(), home, {"rig_environment": {"UV_FIND_LINKS": torch_cpu()}})
     made = Rig(box, free_port(), models)
     box.variables |= made.variables()
     try:

@@ -150,9 +150,12 @@ def test_a_model_of_another_revision_comes_back_with_its_service(chat: Chat) -> 
     assert chat.back()["restored"].startswith("What ran before serves again")
     assert (places.home / "model.gguf").read_text() == "a"
     assert record_digest(places.record) == digest
-    assert (places.earlier / "model.gguf").read_text() == "b", "the next run need not fetch it again"
+    assert not places.earlier.exists(), "what never served is kept"
 
-    gate.exchange(places)
+    put_model(chat.rig, "b")
+    put_model(chat.rig, "c")
+    assert (places.earlier / "model.gguf").read_text() == "a", "the way back is the one that served"
+    put_model(chat.rig, "b")
     assert chat.change("new", inputs=[str(places.record)])["ready"]
     assert not places.earlier.exists(), "nothing good needs it any more"
     assert read_record(places.record).source["revision"] == "b" * 40

@@ -385,3 +385,10 @@ def test_the_text_is_read_back_as_it_was(value: Any) -> None:
     except UnicodeEncodeError:
         return
     assert yaml.safe_load(config_text({"seed": value})) == {"seed": value}
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_workers_talk_to_each_other_on_loopback_only(device: str) -> None:
+    found = vllm_config.environment_for(device, "/c")
+    names = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "VLLM_HOST_IP")
+    assert [found[name] for name in names] == ["lo", "lo", "127.0.0.1"]
