@@ -39,7 +39,6 @@ SKIPS = "tests/skips.yml"
 SKIP_KEYS = {"level", "test", "reason", "lifted_by"}
 COVERAGE_DATA = ROOT / ".cache" / "coverage"
 COVERAGE_NEEDED = 90.0
-PIP_PLACES = "global.find-links"
 PATIENCE_S = 20.0  # from a polite end to a hard one
 NEVER_TRACKED = {".git", ".venv", ".cache", ".ansible", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 NEVER_TRACKED |= {"__pycache__", "build", "output"}
@@ -218,10 +217,23 @@ def install_packages(names: Sequence[str]) -> str | None:
     return None if code == 0 else f"apt-get install {' '.join(absent)} failed: {output.strip().splitlines()[-1:]}"
 
 
+def pip_settings() -> configparser.RawConfigParser:
+    """What pip is told on this machine, by its configuration files and by the environment, which wins."""
+    settings = configparser.RawConfigParser()
+    settings["global"] = {}
+    config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
+    user = (Path.home() / ".pip/pip.conf", config_home / "pip/pip.conf")
+    settings.read(["/etc/pip.conf", *user, os.environ.get("PIP_CONFIG_FILE", "")])
+    for name, value in os.environ.items():
+        if name.startswith("PIP_") and name not in {"PIP_CONFIG_FILE", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}:
+            settings["global"][name[4:].lower().replace("_", "-")] = value
+    return settings
+
+
 def torch_cpu() -> str:
     """Where torch's build for the processor is, which the package index has not: a folder that pip is told to look
     into and that has it, or its maker's page."""
-    places = os.environ.get("PIP_FIND_LINKS") or run([sys.executable, "-m", "pip", "config", "get", PIP_PLACES])[1]
+    places = pip_settings()["global"].get("find-links", "")
     folders = [place for place in places.split() if any(Path(place).glob("torch-*+cpu-*.whl"))]
     return folders[0] if folders else "https://download.pytorch.org/whl/cpu/torch/"
 
@@ -459,13 +471,7 @@ subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "pip=={vers
 def sanity_home() -> Path:
     """A home for ansible-test: it keeps its environments there, and only by it pip's settings reach its pip."""
     home = CACHE / "sanity-home"
-    settings = configparser.RawConfigParser()
-    settings["global"] = {}
-    config_home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
-    settings.read([Path.home() / ".pip/pip.conf", config_home / "pip/pip.conf", os.environ.get("PIP_CONFIG_FILE", "")])
-    for name, value in os.environ.items():
-        if name.startswith("PIP_") and name not in {"PIP_CONFIG_FILE", "PIP_USER", "PIP_REQUIRE_VIRTUALENV"}:
-            settings["global"][name[4:].lower().replace("_", "-")] = value
+    settings = pip_settings()
     if "cert" not in settings["global"] and os.environ.get("SSL_CERT_FILE"):
         settings["global"]["cert"] = os.environ["SSL_CERT_FILE"]
     (home / ".config/pip").mkdir(parents=True, exist_ok=True)
