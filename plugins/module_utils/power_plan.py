@@ -103,7 +103,8 @@ class Seen:
 class Target:
     """What a card is to have. `limit_mw` None: it takes no limit and `lock_mhz` stands in for one.
 
-    `persistence_set`: persistence mode was off before us. `locked_boot`: the boot in which the clock was locked.
+    `persistence`: it is to have persistence mode on. `persistence_set`: that was off before us. `locked_boot`: the boot
+    in which the clock was locked.
     """
 
     uuid: str
@@ -112,6 +113,7 @@ class Target:
     limit_mw: int | None = None
     lock_mhz: int | None = None
     why: str = ""
+    persistence: bool = True
     persistence_set: bool = False
     locked_boot: str = ""
 
@@ -262,7 +264,7 @@ class _Draft:
     """Collected while orders become targets."""
 
     targets: dict[str, Target] = field(default_factory=dict)
-    named: list[str] = field(default_factory=list)
+    absent: list[str] = field(default_factory=list)
     selected: dict[str, None] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -281,9 +283,9 @@ def _resolve(
             continue
         names = roles[order.gpu_role] if order.gpu_role else [order.card]
         for name in names:
-            draft.named.append(name)
             found = next((one for one in seen if _names(one.card, name)), None)
             if found is None:
+                draft.absent.append(name)
                 draft.faults.append(_absent(order, name, seen, lost))
                 continue
             draft.selected[found.card.uuid] = None
@@ -384,16 +386,17 @@ def make_plan(
     draft = _resolve(orders, roles, seen, lost)
     cards = _inherit(draft.targets, record, seen, persistence)
     released = {uuid: target for uuid, target in record.released.items() if uuid not in cards}
+    answering = {one.card.uuid for one in seen}
     for uuid, target in record.cards.items():
         if uuid in cards:
             continue
-        named = any(_names(target, name) for name in draft.named)
-        if not exclusive or (named and uuid not in draft.selected):
+        awaited = uuid not in answering and any(_names(target, name) for name in draft.absent)
+        if not exclusive or awaited:
             cards[uuid] = target
         else:
             released[uuid] = target
     named_now = {uuid: cards[uuid] for uuid in draft.targets}
-    planned = changes_of(Record(named_now, released), seen, record, persistence, boot)
+    planned = changes_of(Record(named_now, released), seen, record, boot)
     return Plan(
         changes=tuple(planned),
         record=Record(cards, released),
@@ -414,6 +417,7 @@ def _inherit(
         old = record.cards.get(uuid) or record.released.get(uuid)
         found[uuid] = replace(
             target,
+            persistence=persistence,
             persistence_set=(old is not None and old.persistence_set)
             or (persistence and power[uuid].persistence is False),
             locked_boot=old.locked_boot if old and target.lock_mhz and old.lock_mhz == target.lock_mhz else "",
@@ -425,7 +429,6 @@ def changes_of(
     aim: Record,
     seen: Sequence[Seen],
     record: Record | None = None,
-    persistence: bool = True,
     boot: str = "",
 ) -> list[Change]:
     """What differs between the aim and the cards, card by card in PCI order.
@@ -438,7 +441,7 @@ def changes_of(
         uuid = one.card.uuid
         if uuid in aim.cards:
             old = record.cards.get(uuid) or record.released.get(uuid) if record else None
-            changes += _card_changes(aim.cards[uuid], one, old, persistence, boot)
+            changes += _card_changes(aim.cards[uuid], one, old, boot)
         elif uuid in aim.released:
             changes += _release_changes(aim.released[uuid], one)
     return changes
@@ -456,9 +459,9 @@ def _clock_text(mhz: int | None) -> str:
     return f"at most {mhz} MHz" if mhz else "not locked"
 
 
-def _card_changes(target: Target, one: Seen, old: Target | None, persistence: bool, boot: str) -> list[Change]:
+def _card_changes(target: Target, one: Seen, old: Target | None, boot: str) -> list[Change]:
     found = []
-    if persistence and one.power.persistence is False:
+    if target.persistence and one.power.persistence is False:
         # First: without it the driver forgets the limit when its last client leaves.
         found.append(_change(one, PERSISTENCE, "off", "on", 1))
     if target.limit_mw is not None and _differs(one.power.limit_mw, target.limit_mw):
@@ -526,7 +529,7 @@ def drift(target: Target, power: Power) -> list[str]:
                 f"{watts_text(power.enforced_mw)} is in force, less than its limit of {watts_text(target.limit_mw)}: "
                 "the card's firmware or its power cables hold it down"
             )
-    if power.persistence is False:
+    if target.persistence and power.persistence is False:
         found.append("persistence mode is off, so the driver forgets the limit when nothing uses the card")
     return found
 
@@ -568,7 +571,8 @@ def _target_from(where: str, uuid: str, entry: object) -> Target:
     fits = fits and all(
         number is None or (isinstance(number, int) and number > 0) for number in (target.limit_mw, target.lock_mhz)
     )
-    if not fits or not _pci(target.pci) or not isinstance(target.persistence_set, bool):
+    fits = fits and all(isinstance(switch, bool) for switch in (target.persistence, target.persistence_set))
+    if not fits or not _pci(target.pci):
         raise PolicyError(f"{where} has a value of the wrong type")
     return target
 

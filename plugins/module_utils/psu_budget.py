@@ -151,12 +151,12 @@ def _supplies(
         return []
     given = _numbers("psu", psu, _PSU_KEYS, problems)
     standard = psu.get("standard")
-    if standard not in TRANSIENT_SHARES:
+    if not isinstance(standard, str) or standard not in TRANSIENT_SHARES:
         problems.append(f"psu.standard: found {standard!r}, needed one of {', '.join(TRANSIENT_SHARES)}.")
     if "cpu_w" not in given and cpu_w is not None:
         notes.append(f"psu.cpu_w is not written; the kernel limits the processor to {cpu_w:g} W, which counts.")
         given["cpu_w"] = cpu_w
-    elif "cpu_w" not in given and "cpu_w" not in psu:
+    elif "cpu_w" not in given and psu.get("cpu_w") is None:
         problems.append(
             "psu.cpu_w: not written, and this host's kernel does not tell the processor's limit. Write the watts of "
             "the processor at full load."
@@ -248,29 +248,42 @@ def _checks(supply: Supply, group: str, limits_w: Sequence[float]) -> list[Check
 
 
 def groups_of(
-    together: Sequence[Sequence[str]] | None, roles: Mapping[str, Sequence[str]], cards: Mapping[str, str]
-) -> tuple[dict[str, list[str]], list[str]]:
-    """Which cards may be busy together: {group: UUIDs}, and mistakes in words.
+    together: object, roles: Mapping[str, Sequence[str]], cards: Mapping[str, str]
+) -> tuple[dict[str, list[str]], list[str], list[str]]:
+    """Which cards may be busy together: {group: UUIDs}, mistakes in words, and notes about cards that are not here.
 
     `together`: lists of roles; None: every card of the host at once. `roles`: role -> UUIDs or PCI addresses in the
-    spelling of `cards`, which is {that name: UUID}.
+    spelling of `cards`, which is {that name: UUID}; upper and lower case are the same.
     """
     if together is None:
-        return {"all cards": list(dict.fromkeys(cards.values()))}, []
+        return {"all cards": list(dict.fromkeys(cards.values()))}, [], []
+    if isinstance(together, str) or not isinstance(together, Sequence):
+        needed = "needed a list of lists of roles, such as [[inference]]."
+        return {}, [f"psu.together: found {together!r}, {needed}"], []
+    here = {name.lower(): uuid for name, uuid in cards.items()}
     found: dict[str, list[str]] = {}
     problems: list[str] = []
+    notes: list[str] = []
     for number, names in enumerate(together):
         if isinstance(names, str) or not isinstance(names, Sequence):
             problems.append(f"psu.together[{number}]: found {names!r}, needed a list of roles.")
             continue
-        unknown = [name for name in names if name not in roles]
+        if not names:
+            problems.append(f"psu.together[{number}]: names no role. List at least one, or remove the group.")
+            continue
+        unknown = [name for name in names if not isinstance(name, str) or name not in roles]
         if unknown:
             known = ", ".join(sorted(roles)) or "none"
             problems.append(f"psu.together[{number}]: no such role: {', '.join(map(str, unknown))}. Roles: {known}.")
             continue
-        members = [cards[card] for name in names for card in roles[name] if card in cards]
-        found[" + ".join(names)] = list(dict.fromkeys(members))
-    return found, problems
+        members = dict.fromkeys(card for name in names for card in roles[name])
+        group, away = " + ".join(names), [card for card in members if card.lower() not in here]
+        if len(away) == len(members):
+            notes.append(f"psu.together[{number}]: no card of {group} answers here, so there is no sum for it.")
+            continue
+        notes += [f"psu.together[{number}]: {card} does not answer here and is in no sum." for card in away]
+        found[group] = list(dict.fromkeys(here[card.lower()] for card in members if card not in away))
+    return found, problems, notes
 
 
 def budget_as_dict(result: Budget) -> dict[str, object]:

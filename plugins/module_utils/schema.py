@@ -807,6 +807,8 @@ def _limit_problems(path: str, limit: Mapping[object, object]) -> Iterator[str]:
 
 def _power_problems(variables: Mapping[str, object]) -> Iterator[str]:
     roles = _names_of(variables, "rig_gpu_roles")
+    if roles == []:
+        roles = [DEFAULT_GPU_ROLE]  # which then has all cards
     limited: list[tuple[str, str]] = []
     power = _mapping(variables.get("rig_power"))
     for number, group in enumerate(_sequence(_mapping(power.get("psu")).get("together"))):
@@ -852,6 +854,8 @@ def _instance_problems(variables: Mapping[str, object]) -> Iterator[str]:
     )
     ports: list[tuple[str, str]] = []
     for path, entry in entries:
+        if _text_of(entry, "name") == POWER_UNIT:
+            yield f"{path}.name: '{POWER_UNIT}' means the boot unit of the power limits. Choose another name."
         written = {key: value for key, value in entry.items() if isinstance(key, str)}
         instance = with_defaults(written)
         if instance["state"] == "absent":

@@ -106,8 +106,12 @@ class Sandbox:
         )
         return Result(done.returncode, done.stdout, time.monotonic() - began)
 
-    def killed_run(self, reached: Callable[[], bool], limit_s: float = 300) -> bool:
-        """Start a run and SIGKILL all of it as soon as `reached`; return whether it was killed before it ended."""
+    def killed_run(self, reached: Callable[[], bool], limit_s: float = 300, modules_too: bool = True) -> bool:
+        """Start a run and SIGKILL all of it as soon as `reached`; return whether it was killed before it ended.
+
+        Without `modules_too` only Ansible dies, as when its terminal or its machine is lost: a module that is at work
+        on the host comes to its end.
+        """
         run_id = uuid.uuid4().hex
         with subprocess.Popen(
             self.command(),
@@ -121,7 +125,12 @@ class Sandbox:
             while process.poll() is None and not reached() and time.monotonic() < deadline:
                 time.sleep(0.005)
             killed = process.poll() is None
-            kill_marked(run_id)
+            if modules_too:
+                kill_marked(run_id)
+            else:
+                process.kill()
+                while marked_pids(RUN_MARK, run_id) and time.monotonic() < deadline + limit_s:
+                    time.sleep(0.5)
         return killed
 
     def tool(self, *words: str) -> subprocess.CompletedProcess[str]:

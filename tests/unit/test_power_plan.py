@@ -312,6 +312,34 @@ def test_a_lost_card_that_is_still_wanted_stays_ours() -> None:
     assert len(found.faults) == 1
 
 
+def test_a_card_that_left_the_address_of_its_limit_gets_its_default_back() -> None:
+    """Two cards that changed slots, a card that moved and one that was replaced: the limit belongs to the address."""
+    limits = [{"card": "0000:17:00.0", "limit_w": 300}]
+    record = owned(TI, 300)
+    moved = Seen(dataclasses.replace(TI, pci=ADA.pci), dataclasses.replace(POWERS[TI], limit_mw=300 * W))
+    here = Seen(dataclasses.replace(ADA, pci=TI.pci), POWERS[ADA])
+    swapped = plan(limits, [moved, here], record=record)
+    assert (set(swapped.record.cards), set(swapped.record.released)) == ({ADA.uuid}, {TI.uuid})
+    assert (TI.uuid, POWER_LIMIT, "300 W", "450 W") in told(swapped)
+    replaced = plan(limits, [here], record=record)
+    assert replaced.faults == ()
+    assert (set(replaced.record.cards), set(replaced.record.released)) == ({ADA.uuid}, {TI.uuid})
+    empty = plan(limits, [moved], record=record)
+    assert len(empty.faults) == 1
+    assert (set(empty.record.cards), set(empty.record.released)) == (set(), {TI.uuid})
+
+
+def test_the_wish_for_persistence_is_in_the_record() -> None:
+    found = plan([{"card": ADA.uuid, "limit_w": 350}], see(ADA), persistence=False)
+    capped = see(ADA, limit_mw=350 * W, enforced_mw=350 * W)
+    kept = record_from_dict(record_as_dict(found.record))
+    assert told(changes_of(kept, see(ADA))) == [(ADA.uuid, POWER_LIMIT, "450 W", "350 W")]
+    assert changes_of(kept, capped) == []
+    assert drift(kept.cards[ADA.uuid], capped[0].power) == []
+    wanted = plan([{"card": ADA.uuid, "limit_w": 350}], capped, record=kept)
+    assert told(changes_of(wanted.record, capped)) == [(ADA.uuid, PERSISTENCE, "off", "on")]
+
+
 def test_what_a_boot_sets_again() -> None:
     record = owned(ADA, 350, persistence_set=True)
     assert told(changes_of(record, see(TI, ADA))) == [
@@ -447,6 +475,7 @@ def test_the_record_comes_back_from_its_data() -> None:
         ({"cards": {ADA.uuid: {"name": "x", "pci": "slot 3"}}}, "has a value of the wrong type"),
         ({"cards": {ADA.uuid: {"name": 5, "pci": "0000:65:00.0"}}}, "has a value of the wrong type"),
         ({"cards": {ADA.uuid: {"name": "x", "pci": "65:00", "persistence_set": 1}}}, "has a value of the wrong type"),
+        ({"cards": {ADA.uuid: {"name": "x", "pci": "65:00.0", "persistence": 1}}}, "has a value of the wrong type"),
     ],
 )
 def test_a_record_edited_by_hand(damage: Any, words: str) -> None:

@@ -139,7 +139,10 @@ def test_a_rest_that_is_too_much_alone() -> None:
         ({**GUIDE, "rating_w": None}, {}, ["psu.rating_w: missing"]),
         ({**GUIDE, "cpu_w": -1}, {}, ["psu.cpu_w: found -1, needed a number of at least 0"]),
         ({**GUIDE, "standard": "atx4"}, {}, ["psu.standard: found 'atx4', needed one of atx2, atx3."]),
+        ({**GUIDE, "standard": ["atx2"]}, {}, ["psu.standard: found ['atx2'], needed one of atx2, atx3."]),
+        ({**GUIDE, "standard": None}, {}, ["psu.standard: found None, needed one of atx2, atx3."]),
         ({"rating_w": 1500, "standard": "atx2"}, {}, ["psu.cpu_w: not written, and this host's kernel"]),
+        ({**GUIDE, "cpu_w": None}, {}, ["psu.cpu_w: not written, and this host's kernel"]),
         (
             {**GUIDE, "watts": 3, "rest_w": "x"},
             {},
@@ -176,20 +179,41 @@ CARDS = {"A": "A", "B": "B", "C": "C"}
         (None, {"all cards": ["A", "B", "C"]}),
         ([["inference"]], {"inference": ["B"]}),
         ([["inference", "training"], ["inference"]], {"inference + training": ["B", "A"], "inference": ["B"]}),
-        ([["gone"]], {"gone": []}),
         ([], {}),
     ],
 )
 def test_groups(together: Any, expected: dict[str, list[str]]) -> None:
-    assert groups_of(together, ROLES, CARDS) == (expected, [])
+    assert groups_of(together, ROLES, CARDS) == (expected, [], [])
+
+
+def test_a_card_is_the_same_in_any_case() -> None:
+    assert groups_of([["a"]], {"a": ["gpu-0A"]}, {"GPU-0a": "GPU-0a"}) == ({"a": ["GPU-0a"]}, [], [])
+
+
+def test_a_group_without_cards_here_is_told_and_not_summed_up() -> None:
+    groups, problems, notes = groups_of([["gone"], ["gone", "inference"]], ROLES, CARDS)
+    assert (groups, problems) == ({"gone + inference": ["B"]}, [])
+    assert notes == [
+        "psu.together[0]: no card of gone answers here, so there is no sum for it.",
+        "psu.together[1]: X does not answer here and is in no sum.",
+    ]
 
 
 def test_groups_that_are_wrong() -> None:
-    groups, problems = groups_of(["training", ["trainig"]], ROLES, CARDS)
-    assert groups == {}
+    groups, problems, notes = groups_of(["training", ["trainig"], [], [{"a": 1}]], ROLES, CARDS)
+    assert (groups, notes) == ({}, [])
     assert problems == [
         "psu.together[0]: found 'training', needed a list of roles.",
         "psu.together[1]: no such role: trainig. Roles: gone, inference, training.",
+        "psu.together[2]: names no role. List at least one, or remove the group.",
+        "psu.together[3]: no such role: {'a': 1}. Roles: gone, inference, training.",
+    ]
+
+
+@pytest.mark.parametrize("together", ["training", 3, {"a": 1}])
+def test_together_of_a_wrong_type(together: Any) -> None:
+    assert groups_of(together, ROLES, CARDS)[1] == [
+        f"psu.together: found {together!r}, needed a list of lists of roles, such as [[inference]]."
     ]
 
 

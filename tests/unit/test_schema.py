@@ -348,7 +348,7 @@ CASES: list[tuple[Any, ...]] = [
     (
         "rig_gpu_roles",
         ...,
-        "rig_power.limits[0].gpu_role: found 'training', needed a role of rig_gpu_roles (none); this",
+        "rig_power.limits[0].gpu_role: found 'training', needed a role of rig_gpu_roles (inference); this",
         "limit",
     ),
     ("rig_power/limits/0/gpu_role", ..., "rig_power.limits[0].gpu_role: missing, needed a name"),
@@ -889,3 +889,21 @@ def test_the_shipped_power_limits_keep_the_supply_within_its_rating() -> None:
     power, psu = variables["rig_power"]["limits"], variables["rig_power"]["psu"]
     cards = sum(limit["limit_w"] * len(variables["rig_gpu_roles"][limit["gpu_role"]]) for limit in power)
     assert cards * 1.6 + psu["cpu_w"] + psu["rest_w"] <= psu["rating_w"]
+
+
+@pytest.mark.parametrize("roles", [{}, {"rig_gpu_roles": {}}], ids=["absent", "empty"])
+def test_without_roles_the_default_role_takes_a_limit(roles: dict[str, Any]) -> None:
+    psu = {"rating_w": 1500, "standard": "atx2", "cpu_w": 165}
+    limits = [{"gpu_role": "inference", "limit_w": 300}]
+    power = {"limits": limits, "psu": {**psu, "together": [["inference"]]}}
+    assert validate({**roles, "rig_power": power}) == []
+    refused = validate({**roles, "rig_power": {**power, "limits": [{"gpu_role": "x", "limit_w": 300}]}})
+    assert "needed a role of rig_gpu_roles (inference)" in refused[0]
+
+
+def test_no_instance_is_named_as_the_boot_unit() -> None:
+    instance = {"name": "gpu-power", "model": "mine", "engine": "llama_cpp"}
+    (problem,) = [text for text in validate({"rig_instances": [instance]}) if "gpu-power" in text]
+    assert problem == (
+        "rig_instances[0].name: 'gpu-power' means the boot unit of the power limits. Choose another name."
+    )
