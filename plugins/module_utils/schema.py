@@ -32,6 +32,8 @@ from .power_plan import ON_UNSUPPORTED
 from .vllm_config import ConfigError, config_for
 
 PREFIX: Final = "rig_"
+POWER_UNIT: Final = "gpu-power"
+"""The service that the role gpu_power installs; an instance of this name would replace it."""
 
 TEXT, WHOLE, NUMBER, SWITCH = "text", "whole number", "number", "switch"
 MAPPING, NAMES, LIST, FLAGS = "mapping", "names", "list", "flags"

@@ -172,7 +172,7 @@ budget:
   returned: when O(psu) is given and NVML was asked
   type: dict
 blocked:
-  description: What would have to be set and may not be set here, in words.
+  description: What would have to be set and may not be set here, and sums that do not fit without it, in words.
   returned: always
   type: list
   elements: str
@@ -264,8 +264,13 @@ def roles_of(params: Mapping[str, Any], orders: Sequence[Order]) -> dict[str, li
     return {}
 
 
-def planned(params: Mapping[str, Any], orders: Sequence[Order], cards: Look, record: Record) -> tuple[Plan, Any]:
-    """The plan and the budget as data. Raises RefusedError with all problems of both, PolicyError."""
+def planned(
+    params: Mapping[str, Any], orders: Sequence[Order], cards: Look, record: Record
+) -> tuple[Plan, Any, list[str]]:
+    """The plan, the budget as data, and the sums that do not fit where no limit may be set.
+
+    Raises RefusedError with all problems of plan and budget, PolicyError.
+    """
     roles = roles_of(params, orders)
     plan = make_plan(
         orders,
@@ -278,19 +283,26 @@ def planned(params: Mapping[str, Any], orders: Sequence[Order], cards: Look, rec
         boot=boot_id(),
     )
     sums = None
+    too_much: list[str] = []
     problems = list(plan.problems)
     if (params["psu"] or params["ups"]) and not problems:
         names = {one.card.uuid: one.card.uuid for one in cards.seen} | {
             one.card.pci: one.card.uuid for one in cards.seen
         }
         spelled = {role: [_spelled(card) for card in members] for role, members in roles.items()}
-        groups, problems = groups_of(params["psu"].get("together"), spelled, names)
-        limits = groups_in_watts(groups, limits_after(cards.seen, plan), cards.seen)
-        sums = budget_as_dict(budget(limits, params["psu"], params["ups"], processor_limit_w(params["sysfs_root"])))
-        problems += sums["problems"]
+        groups, problems, notes = groups_of(params["psu"].get("together"), spelled, names)
+        after = limits_after(cards.seen, plan if params["can_set_power"] else Plan())
+        limits = groups_in_watts(groups, after, cards.seen)
+        found = budget(limits, params["psu"], params["ups"], processor_limit_w(params["sysfs_root"]))
+        sums = budget_as_dict(found)
+        sums["notes"] += notes
+        problems += found.problems
+        too_much = found.refusals
+    if params["can_set_power"]:
+        problems += too_much
     if problems:
         raise RefusedError(problems)
-    return plan, sums
+    return plan, sums, too_much
 
 
 def _spelled(card: str) -> str:
@@ -365,13 +377,13 @@ def converge(library: nvml.Nvml, params: Mapping[str, Any], orders: Sequence[Ord
             stack.enter_context(alone(config))
         record = read_record(config)
         cards = look(library)
-        plan, sums = planned(params, orders, cards, record)
+        plan, sums, too_much = planned(params, orders, cards, record)
         result = Result()
         if not params["can_set_power"]:
             tell(result, plan, sums, cards, [])
             show_cards(result, plan, cards)
             wishes = [f"{one.label}: {one.setting} is {one.before}, wanted {one.after}" for one in plan.changes]
-            result.blocked, result.failures = [*plan.faults, *wishes], []
+            result.blocked, result.failures = [*plan.faults, *wishes, *too_much], []
             return result
         if check:
             changes: Sequence[Change] = plan.changes
