@@ -441,6 +441,10 @@ def key(host: Host, name: str) -> int:
 # --- uninstall
 
 
+UDEV_RULE = "/etc/udev/rules.d/60-gpurig-nvidia.rules"
+_UDEV_HEADER = "# Written by the role gpurig.llm.gpu_power."
+
+
 @dataclasses.dataclass(frozen=True)
 class Removal:
     """What an uninstall would do: `remove` in this order, `keep` stays. `below`: the directories that hold it all."""
@@ -465,6 +469,7 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
         if not top.startswith("/") or len(Path(top).parts) < 3 or Path(top) == Path.home():
             raise ToolError(f"{top} is not a directory of ours alone; nothing is removed. Correct {here}")
     units = [host.program_file(name) for name in host.names()] if host.manager == "systemd" else []
+    rules = [UDEV_RULE] if host.manager == "systemd" and _is_our_rule() else []
     socket_dir = str(Path(Supervisor(paths).socket).parent)
     ours = [paths[name] for name in ("run", "log", "cache", "uv", "python") if name in paths]
     if Path(socket_dir).name.startswith("gpurig-"):  # as layout names it when the socket does not fit below the root
@@ -484,13 +489,20 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
         for top in dict.fromkeys((paths["root"], paths["state"])):
             with contextlib.suppress(OSError):
                 data += [str(path) for path in sorted(Path(top).iterdir()) if str(path) not in known]
-    remove = [*units, *data, *ours, *config, *tool, here]
+    remove = [*units, *rules, *data, *ours, *config, *tool, here]
     remove = [path for path in dict.fromkeys(remove) if os.path.lexists(path)]
     if not purge:
         for top in dict.fromkeys((paths["root"], paths["state"])):
             with contextlib.suppress(OSError):
                 kept += [str(path) for path in sorted(Path(top).iterdir()) if not _covered(str(path), remove, tops)]
-    return Removal(tuple(remove), tuple(kept), (*tops, *sockets, host.unit_dir))
+    outside = [str(Path(rule).parent) for rule in rules]
+    return Removal(tuple(remove), tuple(kept), (*tops, *sockets, host.unit_dir, *outside))
+
+
+def _is_our_rule() -> bool:
+    with contextlib.suppress(OSError):
+        return Path(UDEV_RULE).read_text(encoding="utf-8", errors="replace").startswith(_UDEV_HEADER)
+    return False
 
 
 def _below(path: str, tops: Sequence[str]) -> bool:

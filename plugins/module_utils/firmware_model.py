@@ -105,7 +105,7 @@ def parse_resource(text: str) -> tuple[Bar, ...]:
 
 def memory_window(bars: Sequence[Bar]) -> Bar | None:
     """The window into the card's memory: the largest 64-bit prefetchable BAR (BAR 1, on Hopper BAR 2)."""
-    return max((bar for bar in bars if bar.is_window), key=lambda bar: bar.size_bytes, default=None)
+    return max((one for one in bars if one.is_window), key=lambda one: one.size_bytes, default=None)
 
 
 def parse_resize(text: str) -> tuple[int, ...]:

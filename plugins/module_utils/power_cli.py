@@ -37,7 +37,8 @@ def run(host: Host, verb: str, as_json: bool = False, wait_s: float = 0.0) -> in
 def apply(host: Host, wait_s: float = 0.0) -> int:
     """Set what the policy file says; a locked clock in any case, as it cannot be read.
 
-    `wait_s`: how long to wait for the driver and for the cards, which come up beside us when the host boots.
+    `wait_s`: how long to wait for the driver and for the cards, which come up beside us when the host boots. Cards that
+    are there are set at once.
     """
     config = host.paths["config"]
     record = read_record(config)
@@ -45,12 +46,18 @@ def apply(host: Host, wait_s: float = 0.0) -> int:
         print(f"No power policy here ({config}/{POLICY_NAME} does not exist).")
         return 0
     deadline = time.monotonic() + wait_s
+    tried: set[str] = set()
     while True:
         last = time.monotonic() >= deadline
         try:
             with nvml.open_library(host.nvml_path) as library:
-                if last or not _missing(read_record(config), look(library)):
+                cards = look(library)
+                if last or not _missing(read_record(config), cards):
                     return _apply_now(library, config)
+                here = {one.card.uuid for one in cards.seen}
+                if here - tried:
+                    _tell(_set(library, config)[2])  # what fails is told by the last try
+                tried |= here
         except _AWAITED:
             if last:
                 raise
@@ -62,11 +69,16 @@ def _missing(record: Record, cards: Look) -> list[Target]:
     return [target for uuid, target in record.cards.items() if uuid not in here]
 
 
-def _apply_now(library: nvml.Nvml, config: str) -> int:
+def _set(library: nvml.Nvml, config: str) -> tuple[Record, Look, Outcome]:
     with alone(config):
         record = read_record(config)
         cards = look(library)
         outcome = enforce(library, config, record, changes_of(record, cards.seen), cards.seen, boot_id())
+    return record, cards, outcome
+
+
+def _apply_now(library: nvml.Nvml, config: str) -> int:
+    record, cards, outcome = _set(library, config)
     failures = [*_absences(record, cards), *outcome.failures]
     _tell(outcome)
     for target in record.cards.values():

@@ -14,7 +14,7 @@ author: [gpurig.llm maintainers (@gpurig)]
 description:
   - A configuration file is named by its content, so it is written once and never changed; a running engine keeps its
     own. That a file is there says that the engine's parser accepted it.
-  - All new files are read by one run of O(checker), because most of its time is the engine's imports. When one is
+  - All new files are read by one run of O(configs[].checker), because most of its time is the engine's imports. When one is
     refused none is written, and every refusal is reported.
   - Run from a playbook it says every few seconds that it is at work.
 options:
@@ -42,9 +42,10 @@ options:
         required: true
       checker:
         description:
-          - Program and arguments that check files of this kind; the files' paths follow. The last line that it prints
-            and that begins with C(dry_run) is V(dry_run: ok), or says after it what is wrong with which file,
-            the problems joined by C( | ).
+          - >-
+            Program and arguments that check files of this kind; the files' paths follow. The last line that it prints
+            and that begins with C(dry_run) says V(ok) behind the colon, or what is wrong with which file, the problems
+            joined by C( | ).
         type: list
         elements: str
         required: true
@@ -86,7 +87,7 @@ EXAMPLES = r"""
       - name: chat
         path: /etc/gpurig/instances/chat-0123456789ab.yaml
         text: "model: /var/lib/gpurig/models/chat\n"
-        checker: [/opt/gpurig/envs/vllm/0123456789abcdef/bin/python, /opt/gpurig/envs/vllm/check_config.py]
+        checker: [/opt/gpurig/envs/vllm/0123456789abcdef/bin/python, /opt/gpurig/envs/vllm/dry_run.py]
     user: gpurig
 """
 
@@ -104,21 +105,12 @@ refused:
 """
 
 import json
-import os
-import pwd
-import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.config_check import CheckerError, verdicts
 from ansible_collections.gpurig.llm.plugins.module_utils.services import write_text
-
-OUTPUT_LINES = 15
-
-
-class CheckerError(Exception):
-    """The checker itself did not work; the message says how it ended."""
 
 
 def read_text(path: str) -> str:
@@ -127,58 +119,6 @@ def read_text(path: str) -> str:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError):
         return ""
-
-
-def as_user(user: str) -> dict[str, Any]:
-    """Return the arguments of Popen that make it another user's process, where we may do that."""
-    if not user or os.geteuid() != 0 or user == "root":
-        return {}
-    try:
-        account = pwd.getpwnam(user)
-    except KeyError:
-        raise CheckerError(f"user {user} does not exist on this host; the role host_tool makes it") from None
-    return {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
-
-
-def verdicts(configs: list[dict[str, Any]], user: str, timeout_s: int) -> list[str]:
-    """Let one checker read the files; return what it refuses, one line each. Raises CheckerError."""
-    with tempfile.TemporaryDirectory(prefix="gpurig-config-") as scratch:
-        Path(scratch).chmod(0o755)
-        files = {}
-        for config in configs:
-            path = Path(scratch, f"{config['name']}.yaml")
-            path.write_text(config["text"], encoding="utf-8")
-            path.chmod(0o644)
-            files[str(path)] = config["name"]
-        argv = [*configs[0]["checker"], *files]
-        environment = {**os.environ, **{key: str(value) for key, value in configs[0]["environment"].items()}}
-        try:
-            done = subprocess.run(
-                argv,
-                env=environment,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                check=False,
-                timeout=timeout_s,
-                **as_user(user),
-            )
-        except OSError as error:
-            raise CheckerError(f"{argv[0]}: {error.strerror}") from error
-        except subprocess.TimeoutExpired as error:
-            raise CheckerError(f"{' '.join(argv[:2])} did not end within {timeout_s} s") from error
-    lines = done.stdout.splitlines()
-    said = next((line for line in reversed(lines) if line.startswith("dry_run: ")), "")
-    if not said:
-        tail = "\n".join(lines[-OUTPUT_LINES:])
-        raise CheckerError(f"{' '.join(argv[:2])} ended with exit code {done.returncode}. Its last lines:\n{tail}")
-    text = said.removeprefix("dry_run: ")
-    for path, name in files.items():
-        text = text.replace(path, f"instance {name}")
-    return [] if text == "ok" else text.split(" | ")
 
 
 def is_there(config: dict[str, Any]) -> bool:

@@ -80,7 +80,8 @@ options:
     default: false
   psu:
     description:
-      - The power supply, as C(rig_power.psu) has it. What it cannot carry is refused before anything is changed.
+      - The power supply, as C(rig_power.psu) has it. What it cannot carry is refused before anything is changed;
+        with O(can_set_power=false) it is told in RV(blocked), summed up with the limits that the cards have.
         See P(gpurig.llm.psu_budget#filter).
       - C(together) is a list of lists of GPU roles that may be busy at the same time; by default all cards may.
     type: dict
@@ -294,8 +295,7 @@ def planned(
         after = limits_after(cards.seen, plan if params["can_set_power"] else Plan())
         limits = groups_in_watts(groups, after, cards.seen)
         found = budget(limits, params["psu"], params["ups"], processor_limit_w(params["sysfs_root"]))
-        sums = budget_as_dict(found)
-        sums["notes"] += notes
+        sums = {**budget_as_dict(found), "notes": [*found.notes, *notes]}
         problems += found.problems
         too_much = found.refusals
     if params["can_set_power"]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pty
@@ -531,6 +532,25 @@ def test_uninstall_takes_the_socket_directory_only_when_it_is_ours(rig: Rig) -> 
         host = services.Host.load(rig.host_json)
         assert (place in cli.plan_removal(host, rig.host_json, purge=True).remove) is taken
     Path("/tmp/gpurig-0-0123456789ab").rmdir()
+
+
+def test_uninstall_takes_our_udev_rule_alone(rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Only the plan is made, of a rule below tmp_path.
+    rule = tmp_path / "60-gpurig-nvidia.rules"
+    monkeypatch.setattr(cli, "UDEV_RULE", str(rule))
+    shipped = Path(__file__).resolve().parents[2] / "roles/gpu_power/files" / rule.name
+    systemd = dataclasses.replace(rig.host, manager="systemd", unit_dir=str(tmp_path / "units"))
+    for text, host, taken in (
+        (None, systemd, False),
+        ("# of somebody else\n", systemd, False),
+        (shipped.read_text(encoding="utf-8"), systemd, True),
+        (shipped.read_text(encoding="utf-8"), rig.host, False),
+    ):
+        if text is not None:
+            rule.write_text(text, encoding="utf-8")
+        plan = cli.plan_removal(host, rig.host_json, purge=False)
+        assert (str(rule) in plan.remove, str(tmp_path) in plan.below) == (taken, taken)
+    assert rule.exists()
 
 
 @pytest.mark.parametrize(

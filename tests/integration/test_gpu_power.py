@@ -454,6 +454,28 @@ def test_a_host_that_may_not_set_limits(make_rig: MakeRig, power: Power) -> None
     assert rig.journal() == []
 
 
+def test_where_no_limit_may_be_set_the_sums_take_those_that_are(make_rig: MakeRig, power: Power) -> None:
+    rig = make_rig("guide_x299")
+    wanted = arguments(rig, [{"gpu_role": "all", "limit_w": 350}], psu=GUIDE_PSU, can_set_power=False)
+    told = power(wanted)
+    assert not told.get("failed"), told
+    assert "= 1705 W, allowed 1500 W: 205 W too much" in told["blocked"][-1]
+    assert told["budget"]["fits"] is False
+    asked = power({**wanted, "required": True})
+    assert asked["failed"]
+    assert "205 W too much" in asked["msg"]
+    assert power({**wanted, "psu": {**GUIDE_PSU, "standard": "atx4"}})["failed"]
+    assert rig.journal() == []
+
+
+def test_a_group_whose_cards_are_elsewhere_has_no_sum(make_rig: MakeRig, power: Power) -> None:
+    rig = make_rig("guide_x299")
+    roles = {"gone": ["GPU-00000000"], "one": [uuids(rig)[HOST].upper()]}
+    done = power(arguments(rig, [], roles=roles, psu={**GUIDE_PSU, "together": [["gone"], ["one"]]}))
+    assert [(check["group"], check["sum_w"]) for check in done["budget"]["checks"]] == [("one", 715.0), ("one", 985.0)]
+    assert "psu.together[0]: no card of gone answers here, so there is no sum for it." in done["notes"]
+
+
 def test_without_nvml(run_module: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     args = {"limits": [{"gpu_role": "a", "limit_w": 300}], "config": str(tmp_path), "roles": {"a": ["GPU-x"]}}
     args["nvml_path"] = str(tmp_path / "libnvidia-ml.so.1")
@@ -726,6 +748,41 @@ def test_apply_waits_for_driver_and_cards(make_rig: MakeRig, power: Power, host:
     assert error.startswith("gpurig power apply: the NVIDIA kernel driver is not loaded")
     rig.fault("machine", "nvmlInitWithFlags", 18)
     assert "of different versions" in tool("power", "apply", "--wait", "20")[2]
+
+
+def test_apply_sets_the_cards_that_are_there_while_it_waits(
+    make_rig: MakeRig, power: Power, host: Rig, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = make_rig("guide_x299")
+    capped(rig, host, power)
+    rig.reboot()
+    rig.fault(HOST, "handle", 15)
+    cards = uuids(rig)
+
+    def until_it_waits(_seconds: float) -> None:
+        assert {uuid: state["power_limit"] for uuid, state in rig.state().items()} == {cards[TRAINER]: "350000"}
+        rig.fault(HOST, "handle", None)
+
+    monkeypatch.setattr(power_cli.time, "sleep", until_it_waits)
+    code, said, error = tool("power", "apply", "--wait", "20")
+    assert (code, error) == (0, "")
+    assert said.count("power limit 450 W -> 350 W") == 2
+    assert rig.state()[cards[HOST]]["power_limit"] == "350000"
+
+
+def test_apply_leaves_persistence_off_where_that_was_asked_for(
+    make_rig: MakeRig, power: Power, host: Rig, tool: Tool
+) -> None:
+    rig = make_rig("guide_x299")
+    host.install(nvml_path=rig.nvml_path)
+    limits = [{"gpu_role": "all", "limit_w": 350}]
+    power(arguments(rig, limits, persistence=False, config=host.paths["config"]))
+    rig.reboot()
+    assert tool("power", "apply")[0] == 0
+    assert [call for _pci, call, _code in setters(rig)] == [LIMIT] * 4
+    # Without it the driver forgets the limit when the last client leaves, which is told; persistence itself is not.
+    told = json.loads(tool("power", "status", "--json")[1])
+    assert [card["drift"] for card in told] == [["its limit is 450 W, wanted 350 W"]] * 2
 
 
 def test_apply_does_what_it_can(make_rig: MakeRig, power: Power, host: Rig, tool: Tool) -> None:

@@ -100,3 +100,33 @@ def test_the_homelabs_policy(tmp_path: Path, make_rig: MakeRig, host: Rig) -> No
     told, text = play(tmp_path, host, {**variables, "facts": {"can_set_power": False}})
     assert (told["failed"], told["changed"]) == (0, 0), text
     assert "power limit is 450 W, wanted 350 W" in text
+
+
+def test_a_lost_card_does_not_keep_the_others_from_their_boot_unit(
+    tmp_path: Path, make_rig: MakeRig, host: Rig
+) -> None:
+    rig = make_rig("guide_x299")
+    host.install(nvml_path=rig.nvml_path)
+    cards = {place.pci: place.uuid for place in rig.machine.places}
+    rig.fault(TRAINER, "handle", 15)
+    variables = {
+        "gpu_power_limits": [{"gpu_role": "training", "limit_w": 350}],
+        "gpu_power_roles": {"training": [cards[TRAINER], cards[HOST]]},
+        "gpu_power_nvml_path": rig.nvml_path,
+        "gpu_power_sysfs_root": rig.sysfs_root,
+        "gpu_power_proc_root": rig.proc_root,
+    }
+    done, text = play(tmp_path, host, dict(variables))
+    assert done["failed"] == 1, text
+    assert f"card {cards[TRAINER]} does not answer" in text
+    spec = json.loads(Path(host.host.record("gpu-power")).read_text(encoding="utf-8"))
+    assert spec["capabilities"] == ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_CHOWN"]
+    rig.reboot()
+    assert host.command("restart", "gpu-power").returncode == 0
+    assert rig.state()[cards[HOST]]["power_limit"] == "350000"
+
+    wrong = {**variables, "gpu_power_limits": [{"gpu_role": "nobody", "limit_w": 350}]}
+    refused, text = play(tmp_path, host, wrong)
+    assert refused["failed"] == 1
+    assert "no such role" in text
+    assert "Read the limits back" not in text
