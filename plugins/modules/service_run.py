@@ -345,7 +345,11 @@ def main() -> None:
             seen = look(host, name)
         else:
             plan, seen = converge(host, params, files, module.check_mode)
-    except (RunError, HostError, SpecError, SupervisorError, systemd.SystemdError) as error:
+    except systemd.SystemdError as error:
+        tail = tail_or_nothing(host, name)
+        said = last_error_line(tail)
+        module.fail_json(msg=f"{error} Its log says: {said}" if said else str(error), log_tail=tail)
+    except (RunError, HostError, SpecError, SupervisorError) as error:
         module.fail_json(msg=str(error), log_tail=tail_or_nothing(host, name))
     except OSError as error:
         module.fail_json(msg=f"{name}: {error.filename}: {error.strerror}. Run as the rig's user or as root.")

@@ -120,7 +120,7 @@ def test_a_lost_card_does_not_keep_the_others_from_their_boot_unit(
     assert done["failed"] == 1, text
     assert f"card {cards[TRAINER]} does not answer" in text
     spec = json.loads(Path(host.host.record("gpu-power")).read_text(encoding="utf-8"))
-    assert spec["capabilities"] == ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_CHOWN"]
+    assert spec["capabilities"] == ["CAP_SYS_ADMIN", "CAP_MKNOD", "CAP_CHOWN", "CAP_DAC_OVERRIDE"]
     rig.reboot()
     assert host.command("restart", "gpu-power").returncode == 0
     assert rig.state()[cards[HOST]]["power_limit"] == "350000"
