@@ -14,8 +14,8 @@ author: [gpurig.llm maintainers (@gpurig)]
 description:
   - A configuration file is named by its content, so it is written once and never changed; a running engine keeps its
     own. That a file is there says that the engine's parser accepted it.
-  - All new files are read by one run of O(configs[].checker), because most of its time is the engine's imports. When one is
-    refused none is written, and every refusal is reported.
+  - All new files are read by one run of O(configs[].checker), because most of its time is the engine's imports. When
+    one is refused none is written, and every refusal is reported.
   - Run from a playbook it says every few seconds that it is at work.
 options:
   name:
