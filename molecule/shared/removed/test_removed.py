@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from ansible_collections.gpurig.llm.molecule.shared.rig import Rig
@@ -15,10 +16,15 @@ def test_the_service_is_gone(rig: Rig, instance: dict[str, Any]) -> None:
     assert not rig.host.file(f"{rig.paths['services']}/{instance['name']}.json").exists
     assert rig.host.check_output("ss -Htln sport = :%s", str(instance["port"])) == ""
     assert f"--port {instance['port']} " not in rig.host.check_output("ps -eww -o args")
-    assert "No services here yet" in rig.host.check_output("%s status", rig.tool)
+    rows = json.loads(rig.host.check_output("%s status --json", rig.tool))
+    assert [row["name"] for row in rows if row["labels"]["owner"] == "instances"] == []
 
 
 def test_the_model_stays(rig: Rig, instance: dict[str, Any]) -> None:
     """It is data, and data goes only on request."""
-    kept_kib = rig.host.check_output("du -sk %s/%s", rig.paths["models"], instance["model"]).split()[0]
-    assert int(kept_kib) > 1000
+    record = rig.host.file(f"{rig.paths['models']}/{instance['model']}/.gpurig.json")
+    known = json.loads(record.content_string)
+    root = known.get("root") or f"{rig.paths['models']}/{instance['model']}"
+    assert known["files"]
+    for name, file in known["files"].items():
+        assert rig.host.file(f"{root}/{name}").size == file["size"]
