@@ -4,7 +4,7 @@
 """The map of GPU roles on a host: one file that services start by, changed under a lock. (outside)
 
 <config>/gpu_roles.json              {"ROLE": ["UUID", ...]}, mode 0644, owned by who writes it (root on metal and vm)
-<config>/gpu_roles.json.edited-XXX   what somebody else had written there, before we repaired it
+<config>/gpu_roles.json.edited-*     what somebody else had written there, before we repaired it
 <config>/.gpu_roles.written.json     the last two texts that we wrote, by which a hand edit is told from our own
 <config>/.gpu_roles.lock             flock of the run that changes the map
 """
