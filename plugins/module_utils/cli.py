@@ -27,6 +27,7 @@ from .gpu_model import Card, PciAddressError, normalize_pci
 from .services import (
     EXIT_CONFIG,
     GOOD,
+    PLANS_DIR,
     Host,
     HostError,
     ServiceState,
@@ -472,6 +473,7 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
     rules = [UDEV_RULE] if host.manager == "systemd" and _is_our_rule() else []
     socket_dir = str(Path(Supervisor(paths).socket).parent)
     ours = [paths[name] for name in ("run", "log", "cache", "uv", "python") if name in paths]
+    ours.append(f"{paths['state']}/{PLANS_DIR}")
     if Path(socket_dir).name.startswith("gpurig-"):  # as layout names it when the socket does not fit below the root
         ours.append(socket_dir)
         sockets = [str(Path(socket_dir).parent)]

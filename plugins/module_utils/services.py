@@ -34,6 +34,7 @@ RESTARTED_S = 3.0
 STEADY_S = 0.25
 DEFAULT_STOP_TIMEOUT_S = 60.0
 CONFIG_FILES_DIR = "instances"
+PLANS_DIR = "plans"
 _TAIL_BYTES = 64 * 1024
 
 GOOD = ("running", "finished")
@@ -194,6 +195,10 @@ class Host:
     def good_record(self, name: str) -> str:
         """The record and the manager's file with which the service was last healthy, to go back to."""
         return f"{self.paths['services']}/good/{name}.json"
+
+    def plan_record(self, name: str) -> str:
+        """The memory plan of an engine (module vram_plan)."""
+        return f"{self.paths['state']}/{PLANS_DIR}/{name}.json"
 
     def config_files(self, name: str) -> list[str]:
         """The engine's configuration files of the service, each named by its content, sorted."""
@@ -766,6 +771,7 @@ def own_files(host: Host, names: Iterable[str]) -> list[str]:
             host.starts_record(name),
             host.ready_record(name),
             host.good_record(name),
+            host.plan_record(name),
             *host.config_files(name),
         )
     ]

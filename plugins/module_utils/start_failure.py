@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from .start_causes import Diagnosis, Ending, diagnose
 # The container's own counter; else the whole machine's, in which also other containers' kills are counted.
 KILL_COUNTERS = ("sys/fs/cgroup/memory.events", "proc/vmstat")
 SHARED_MEMORY_CAUSES = ("memory_taken_by_others", "memory_changed_meanwhile")
+REMEDIES_SHOWN = 3
 _GIB = 1024**3
 
 
@@ -74,14 +74,18 @@ def holders(host: Host, name: str, proc_root: str = "/proc") -> list[str]:
     return [words for _held, words in sorted(found, reverse=True)]
 
 
-def explain(
-    host: Host, state: ServiceState, before: Kills, again: bool = False, planned: Sequence[str] = ()
-) -> Diagnosis:
+def planned_remedies(host: Host, name: str) -> list[str]:
+    """What the engine's memory plan names as help, best first; empty without a plan."""
+    words = (read_json(host.plan_record(name)) or {}).get("remedies")
+    return [str(word) for word in words] if isinstance(words, list) else []
+
+
+def explain(host: Host, state: ServiceState, before: Kills, again: bool = False) -> Diagnosis:
     """Return why the service is not running, from `state.log_tail`, which should hold LOG_LINES lines.
 
-    `before`: kernel_kills() from before the start. `again`: it was started again since. `planned`: the memory
-    planner's remedies in words, best first.
+    `before`: kernel_kills() from before the start. `again`: it was started again since.
     """
+    planned = planned_remedies(host, state.name)[:REMEDIES_SHOWN]
     found = diagnose(state.log_tail, Ending(memory_kill(state, before, kernel_kills()), again), planned)
     if found.cause not in SHARED_MEMORY_CAUSES:
         return found

@@ -33,7 +33,8 @@ def services_for(
 
     `instances`: of `instances_for('vllm')`. `models`: {model: {path, record, config}} of `models_found`. `env_paths`:
     {'vllm_cuda': path, 'vllm_cpu': path}. `rig`: the rig facts. `options`: on_cards (names of the instances that run
-    on cards), start_timeout_s, shutdown_timeout_s, environment (further variables of the engines' processes).
+    on cards), start_timeout_s, shutdown_timeout_s, environment (further variables of the engines' processes), plans
+    ({name: plan of the module vram_plan}; what an instance leaves open is taken from it).
 
     `checked` is an entry for the module engine_config, `spec` what the role service takes. The configuration file is
     named by all that the engine's parser judges: text, environment, variables, and which model it is. With another of
@@ -51,6 +52,13 @@ def services_for(
     return made
 
 
+def planned_instance(instance: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The instance with what its memory plan adds: its own keys and options win."""
+    flags = {**(plan.get("flags") or {}), **(instance.get("flags") or {})}
+    chosen = {key: plan.get(key) for key in ("context", "parallel") if not instance.get(key)}
+    return {**instance, **chosen, "flags": flags}
+
+
 def _service(
     instance: Mapping[str, Any],
     model: Mapping[str, Any],
@@ -61,12 +69,14 @@ def _service(
     name, port, paths = str(instance["name"]), int(instance["port"]), rig["paths"]
     device = "cuda" if name in options["on_cards"] else "cpu"
     env_path = env_paths[f"vllm_{device}"]
+    plan = (options.get("plans") or {}).get(name) or {}
+    instance = planned_instance(instance, plan)
     drain_s = int(options["shutdown_timeout_s"])
     text = config_text(config_for(instance, str(model["path"]), device, model.get("config"), drain_s))
     environment = environment_for(
         device,
         f"{paths['cache']}/vllm",
-        options["environment"],
+        {**(plan.get("environment") or {}), **options["environment"]},
         metadata_dir(env_path) if device == "cpu" else "",
         "vllm_process_environment",
     )

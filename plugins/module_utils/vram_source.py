@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,12 +118,21 @@ def from_path(path: str | Path, quantization: str | None = None) -> Found:
     return _found(_Reader(read, listing, str(path)), str(path), quantization)
 
 
-def from_hub(hub: Hub, repo: str, revision: str, quantization: str | None = None, file: str | None = None) -> Found:
-    """A model from a hub before anything is downloaded; `file` chooses one .gguf of several.
+def from_hub(
+    hub: Hub,
+    repo: str,
+    revision: str,
+    quantization: str | None = None,
+    file: str | None = None,
+    patterns: Sequence[str] = (),
+) -> Found:
+    """A model from a hub before anything is downloaded; `patterns` say what is fetched, `file` names one .gguf.
 
     Asks for the listing once, for config.json, and for the beginning of each shard. Raises SourceError and HubError.
     """
     listing = {entry.path: entry.size for entry in hub.files(repo, revision).values()}
+    if patterns:
+        listing = {path: listing[path] for path in select_files("safetensors", listing, list(patterns))}
     if file is not None:
         if file not in listing:
             raise SourceError(f"{repo} at {revision} has no file {file}")

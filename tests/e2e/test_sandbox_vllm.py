@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -170,6 +171,24 @@ def test_what_only_the_engine_refuses_stops_nothing(rig: Rig) -> None:
     assert (rig.pids(), rig.says()) == (before, make.ANSWER)
 
 
+def test_what_the_memory_plan_refuses_stops_nothing(rig: Rig) -> None:
+    before = rig.pids()
+    result = rig.box.run(**rig.variables(flags={"kv-cache-memory-bytes": "1M"}))
+    assert result.rc != 0
+    fitting = re.search(r"You asked for a context of 1024 tokens, the largest that fits is (\d+)", result.text)
+    assert fitting, result.text[-4000:]
+    assert 0 < int(fitting[1]) < 1024
+    assert (result.changed_tasks, rig.pids(), rig.says()) == ([], before, make.ANSWER)
+
+
+def test_each_start_is_in_the_history_beside_its_plan(rig: Rig) -> None:
+    rows = [json.loads(line) for line in (rig.box.root / "plans" / "history.jsonl").read_text().splitlines()]
+    assert {row["name"] for row in rows} == {"chat", "notes"}
+    for row in rows:
+        assert row["logged"]["kv_tokens"] == row["planned"]["kv_tokens"], row
+        assert row["logged"]["concurrency"] == pytest.approx(row["planned"]["concurrency"], abs=0.005)
+
+
 def test_a_truncated_model_stops_nothing(rig: Rig, place: Path) -> None:
     before = rig.pids()
     broken = Path(shutil.copytree(place / "tiny", place / "broken"))
@@ -188,8 +207,10 @@ def test_a_change_that_does_not_start_is_taken_back(rig: Rig) -> None:
     port = free_port()
     with watched(rig.box.port) as watch:
         # Room for less than one request: vLLM's parser cannot know, its engine says so when it has loaded the weights.
-        result = rig.box.run(**rig.variables(flags={"kv-cache-memory-bytes": "100K"}, port=port))
+        small = rig.variables(flags={"kv-cache-memory-bytes": "100K"}, port=port)
+        result = rig.box.run(**small, vllm_force=True)
     assert result.rc != 0
+    assert "forced: instance chat" in result.text
     assert "What ran before serves again" in result.text, result.text[-4000:]
     assert (rig.says(), rig.pids()["notes"]) == (make.ANSWER, notes)
     with pytest.raises(OSError, match="refused"):

@@ -262,7 +262,7 @@ def test_no_evidence_without_a_counter_that_rose(tmp_path: Path) -> None:
 
 
 def test_systemd_is_believed(tmp_path: Path) -> None:
-    host = Host("pod", "supervisord", {"services": str(tmp_path)})
+    host = Host("pod", "supervisord", {"services": str(tmp_path), "state": str(tmp_path)})
     found = explain(host, state("oom-kill, exit status 9", "loading"), kernel_kills())
     assert found.cause == "killed_for_memory"
     assert "systemd says Result=oom-kill" in found.sentence

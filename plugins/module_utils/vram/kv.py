@@ -17,7 +17,10 @@ from .architecture import Architecture, Attention
 
 KV_BYTES = {"auto": 0.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_e4m3": 1.0, "fp8_e5m2": 1.0, "int8": 1.0}
 BLOCK_TOKENS = 16
-"""vLLM's default block on CUDA cards."""
+"""vLLM's default block on CUDA cards; on the processor it is longer (plan_cpu.py)."""
+TOKENS_BY_CONCURRENCY = (0, 21, 0)
+"""From this version on the log's token figure is concurrency x max_model_len. Read in 0.18.2 and 0.32.0; public logs of
+hybrid models agree on both sides (0.18 to 0.20, 0.28)."""
 INDEXER_BYTES = 132
 """DeepSeek sparse attention: 128 bytes of FP8 key and a 4 byte scale per token and layer (vLLM, DeepseekV32Indexer)."""
 STATE_BYTES = 4
@@ -51,6 +54,7 @@ class KvLayout:
     state_bytes: int
     ranks: int = 1
     v1: bool = True
+    block_tokens: int = BLOCK_TOKENS
 
     def blocks(self, pool_bytes: float) -> int:
         """Blocks that a pool of so many bytes holds; zero when it is negative."""
@@ -76,25 +80,39 @@ class KvLayout:
     def concurrency(self, pool_bytes: float, tokens: int, batched_tokens: int) -> float:
         """Requests of `tokens` tokens that fit at once: vLLM's 'Maximum concurrency'. V0 does not round to blocks."""
         if not self.v1:
-            return self.blocks(pool_bytes) * BLOCK_TOKENS / max(tokens, 1)
+            return self.blocks(pool_bytes) * self.block_tokens / max(tokens, 1)
         return self.blocks(pool_bytes) / max(self.blocks_of_request(tokens, batched_tokens), 1)
 
     def tokens(self, pool_bytes: float) -> int:
         """Tokens as the log counts them up to 0.20: whole blocks shared out over the groups."""
-        size = min((group.block_tokens for group in self.groups if group.kind != "state"), default=BLOCK_TOKENS)
+        size = min((group.block_tokens for group in self.groups if group.kind != "state"), default=self.block_tokens)
         return self.blocks(pool_bytes) // len(self.groups) * size * self.ranks
 
-    def max_tokens(self, pool_bytes: float, batched_tokens: int, limit: int) -> int:
-        """Longest request, a multiple of 16 up to `limit`, that fits in the pool; zero when none does."""
+    def logged_tokens(
+        self, pool_bytes: float, tokens: int, batched_tokens: int, version: tuple[int, int, int] = TOKENS_BY_CONCURRENCY
+    ) -> int:
+        """What the log of a version says as 'KV cache size: N tokens' for a max_model_len of `tokens`.
+
+        vllm/v1/core/kv_cache_utils.py: get_kv_cache_capacity, before it _report_kv_cache_config.
+        """
+        if version < TOKENS_BY_CONCURRENCY:
+            return self.tokens(pool_bytes)
+        return int(self.concurrency(pool_bytes, tokens, batched_tokens) * tokens)
+
+    def max_tokens(self, pool_bytes: float, batched_tokens: int, limit: int, step: int = BLOCK_TOKENS) -> int:
+        """Longest request, a multiple of `step` up to `limit`, that fits in the pool; zero when none does.
+
+        With a step of 1 it is vLLM's 'estimated maximum model length' (_estimate_max_model_len_from_groups).
+        """
         blocks = self.blocks(pool_bytes)
-        low, high = 0, limit // BLOCK_TOKENS
+        low, high = 0, limit // step
         while low < high:
             middle = (low + high + 1) // 2
-            if self.blocks_of_request(middle * BLOCK_TOKENS, batched_tokens) <= blocks:
+            if self.blocks_of_request(middle * step, batched_tokens) <= blocks:
                 low = middle
             else:
                 high = middle - 1
-        return low * BLOCK_TOKENS
+        return low * step
 
 
 def kv_element_bytes(kv_dtype: str, arch: Architecture) -> float:
@@ -133,10 +151,12 @@ def layout(
     layers: tuple[int, int] | None = None,
     windows: bool = True,
     v1: bool = True,
+    block_tokens: int = BLOCK_TOKENS,
 ) -> KvLayout:
     """The layout on one card. `layers`: those of a pipeline rank; `ranks`: decode context parallel size.
 
-    `windows` False: layers of all kinds at full length, as V0 and V1 before 0.10 have it. Raises KvError.
+    `windows` False: layers of all kinds at full length, as V0 and V1 before 0.10 have it. `block_tokens`: --block-size.
+    Raises KvError.
     """
     element = kv_element_bytes(kv_dtype, arch)
     chosen = arch.layers[slice(*layers)] if layers else arch.layers
@@ -158,12 +178,13 @@ def layout(
     if not buckets and not states:
         if layers is None or tuple(layers) == (0, len(arch.layers)):
             raise KvError("none of the model's layers has a cache: it is no decoder that vLLM serves")
-        return KvLayout(1, (), 0, 0, ranks, v1)  # a pipeline rank of layers without one
+        return KvLayout(1, (), 0, 0, ranks, v1, block_tokens)  # a pipeline rank of layers without one
     if not states and len({(kind, window) for kind, window, _size in buckets}) == 1:
         (kind, window), whole = next((k[0], k[1]) for k in buckets), sum(k[2] * n for k, n in buckets.items())
-        page = int(whole * BLOCK_TOKENS)
-        return KvLayout(page, (Group(kind, len(chosen), BLOCK_TOKENS, window),), whole, 0, ranks, v1)
-    return _grouped(buckets, states, state_bytes, per_token, ranks, v1)
+        page = int(whole * block_tokens)
+        group = Group(kind, len(chosen), block_tokens, window)
+        return KvLayout(page, (group,), whole, 0, ranks, v1, block_tokens)
+    return _grouped(buckets, states, state_bytes, per_token, ranks, v1, block_tokens)
 
 
 def _grouped(
@@ -173,24 +194,27 @@ def _grouped(
     per_token: float,
     ranks: int,
     v1: bool,
+    block: int,
 ) -> KvLayout:
     """Layers of several kinds: pages are made equal by longer blocks, layers are dealt into groups of one size.
 
-    vLLM, kv_cache_utils.py: unify_kv_cache_spec_page_size, _get_kv_cache_groups_uniform_page_size; a state's page must
-    fit into an attention page, whose block grows by 16 tokens until it does.
+    vLLM, kv_cache_utils.py: unify_kv_cache_spec_page_size, _get_kv_cache_groups_uniform_page_size: a block grows by a
+    whole factor; a page that does not divide the largest is padded. A state's page must fit into an attention page,
+    whose block grows by `block` tokens until it does.
     """
     largest = max((key[2] for key in buckets), default=0)
-    page = int(largest * BLOCK_TOKENS) or state_bytes
+    page = int(largest * block) or state_bytes
     if states and largest:
-        page = int(ceil(state_bytes / (BLOCK_TOKENS * largest)) * BLOCK_TOKENS * largest)
+        block *= ceil(state_bytes / (block * largest))
+        page = int(block * largest)
     counts = [*buckets.values(), *([states] if states else [])]
     size = min(counts)
     if max(counts) < 1.5 * size:
         size = max(counts)
     groups: list[Group] = []
     for (kind, window, token_bytes), count in buckets.items():
-        block_tokens = max(int(page / token_bytes) // BLOCK_TOKENS, 1) * BLOCK_TOKENS
-        groups += [Group(kind, size, block_tokens, window)] * ceil(count / size)
+        factor, rest = divmod(page, token_bytes * block)
+        groups += [Group(kind, size, block if rest else block * int(factor), window)] * ceil(count / size)
     if states:
-        groups += [Group("state", size, BLOCK_TOKENS)] * ceil(states / size)
-    return KvLayout(page * size, tuple(groups), per_token, state_bytes * states, ranks, v1)
+        groups += [Group("state", size, block)] * ceil(states / size)
+    return KvLayout(page * size, tuple(groups), per_token, state_bytes * states, ranks, v1, block)

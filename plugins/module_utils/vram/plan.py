@@ -92,11 +92,12 @@ class _Attempt:
     need_bytes: float
 
 
-def plan(request: Request, with_remedies: bool = True) -> Plan:
+def plan(request: Request, with_remedies: bool = True, always_remedies: bool = False) -> Plan:
     """Judge and choose: the one entry of this package.
 
     Chooses parallelism, memory share, sequences and context where the wishes leave them open, checks them where they
-    are given. Raises PlanError for a wrong request, ConfigError and HeaderError for a model that cannot be read.
+    are given. always_remedies: also those of a plan that fits, for a start that fails all the same. Raises PlanError
+    for a wrong request, ConfigError and HeaderError for a model that cannot be read.
     """
     _check(request)
     if request.engine in {"llama_cpp", "ollama"}:
@@ -106,7 +107,8 @@ def plan(request: Request, with_remedies: bool = True) -> Plan:
     attempt = _best(facts)
     if refusal:
         attempt = replace(attempt, verdict=FAILS, reason=refusal)
-    remedies = () if attempt.verdict == FITS or not with_remedies else tuple(_remedies(facts, attempt, refusal))
+    wanted = always_remedies or (with_remedies and attempt.verdict != FITS)
+    remedies = tuple(_remedies(facts, attempt, refusal)) if wanted else ()
     return _as_plan(facts, attempt, remedies)
 
 
@@ -199,7 +201,7 @@ def _by_memory(layers: int, cards: Sequence[Card]) -> tuple[int, ...]:
 
 
 def _best(facts: _Facts) -> _Attempt:
-    """The first attempt that fits, else the one that comes nearest."""
+    """The first attempt that fits, else the one that comes nearest: by its verdict, then by what would fit."""
     nearest: _Attempt | None = None
     order = {FITS: 0, UNKNOWN: 1, FAILS: 2}
     for split, cards in _parallel(facts):
@@ -207,7 +209,8 @@ def _best(facts: _Facts) -> _Attempt:
             attempt = _attempt(facts, wishes, split, cards)
             if attempt.verdict == FITS:
                 return attempt
-            if nearest is None or order[attempt.verdict] < order[nearest.verdict]:
+            here = (order[attempt.verdict], -attempt.largest)
+            if nearest is None or here < (order[nearest.verdict], -nearest.largest):
                 nearest = attempt
     if nearest is None:
         raise ValueError("no way to place the model was tried")

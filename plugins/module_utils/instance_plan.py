@@ -1,0 +1,367 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""From instances of the inventory to memory plans and back: what is asked, what is added, what is refused. (pure)
+
+The inventory's own options always win; the plan fills in what it leaves open, and judges what it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .vllm_config import CPU_KV_BYTES
+from .vllm_flags import ENGINES
+from .vram.engine_vllm import GIB
+from .vram.plan import plan, plan_together
+from .vram.plan_cpu import parse_bytes, plan_cpu
+from .vram.request import FAILS, FITS, UNKNOWN, Card, Model, Plan, PlanError, Request, Wishes
+
+NOT_PLANNED = "not planned"
+"""The fourth verdict of an instance: nothing could be summed, and the engine's own defaults apply."""
+
+SHARED_REQUESTS = (8, 4, 2, 1)
+"""Requests of full length that each of several instances on one card gets room for: the first that fits all of them."""
+REMEDIES_SHOWN = 3
+
+UNCOUNTED = (
+    *("speculative-config", "enable-lora", "data-parallel-size", "hf-overrides", "num-gpu-blocks-override"),
+    *("kv-cache-memory-bytes", "block-size", "kv-offloading-size", "load-format", "enable-prompt-embeds"),
+    *("prefill-context-parallel-size", "mamba-ssm-cache-dtype", "mm-encoder-tp-mode"),
+)
+"""Options that change what an engine takes on a card in ways that the planner does not know."""
+_COUNTED = {
+    "gpu-memory-utilization": "utilization",
+    "device-memory-utilization": "utilization",
+    "max-num-batched-tokens": "max_num_batched_tokens",
+    "tensor-parallel-size": "tensor_parallel",
+    "pipeline-parallel-size": "pipeline_parallel",
+    "decode-context-parallel-size": "context_parallel",
+    "kv-cache-dtype": "kv_dtype",
+    "enforce-eager": "enforce_eager",
+}
+"""Options of vLLM -> the wish that they are."""
+_BY_KEY = {"max-model-len": "context", "max-num-seqs": "parallel"}
+"""Options that the collection writes from a key of the instance."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One instance with what is known for its plan.
+
+    instance: of `instances_for`. device: cuda or cpu. model: None where it cannot be read yet, and `why_not` says so.
+    cards: those of its GPU role, empty on the processor. memory_bytes: main memory.
+    """
+
+    instance: Mapping[str, Any]
+    device: str
+    model: Model | None
+    cards: tuple[Card, ...] = ()
+    memory_bytes: float | None = None
+    why_not: str = ""
+    headroom_bytes: float = 0
+
+    @property
+    def name(self) -> str:
+        return str(self.instance["name"])
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The answer for one instance.
+
+    flags: options to add to the instance's own. context, parallel: what these keys become where the inventory leaves
+    them open, else None. problem: why the start is refused, '' when it is not.
+    """
+
+    name: str
+    device: str
+    verdict: str
+    reason: str
+    plan: Plan | None = None
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    context: int | None = None
+    parallel: int | None = None
+    problem: str = ""
+    remedies: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; sizes in bytes. `plan` is None where nothing was summed."""
+        return {
+            "name": self.name,
+            "device": self.device,
+            "verdict": self.verdict,
+            "reason": self.reason,
+            "flags": dict(self.flags),
+            "environment": dict(self.environment),
+            "context": self.context,
+            "parallel": self.parallel,
+            "problem": self.problem,
+            "remedies": list(self.remedies),
+            "plan": self.plan.to_dict() if self.plan else None,
+        }
+
+
+def plan_instances(
+    asked: Sequence[Asked], kept: Mapping[str, Mapping[str, Any]] | None = None
+) -> dict[str, dict[str, Any]]:
+    """Plan all instances of a host, those that share a card together; returns {name: Planned.to_dict()}.
+
+    kept: plans on record. Those of a group are taken as they are while nothing that was asked has changed, whatever
+    others hold on the cards by now: an engine that runs is not restarted because somebody opened a window.
+    Nothing raises: what cannot be planned has the verdict 'not planned', what must not start has a `problem`.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for group in _groups(asked):
+        together = [inputs_of(one) for one in group]
+        inputs = {one.name: _digest([own, sorted(together)]) for one, own in zip(group, together, strict=True)}
+        old = {name: dict((kept or {}).get(name) or {}) for name in inputs}
+        if all(old[name].get("inputs") == digest and not old[name].get("problem") for name, digest in inputs.items()):
+            found |= old
+            continue
+        for planned in _plan_group(group):
+            found[planned.name] = {**planned.to_dict(), "inputs": inputs[planned.name]}
+    return {one.name: found[one.name] for one in asked}
+
+
+def _groups(asked: Sequence[Asked]) -> list[list[Asked]]:
+    """Instances by the cards that they share, directly or through others."""
+    groups: list[list[Asked]] = []
+    for one in asked:
+        keys = {card.uuid for card in one.cards}
+        sharing = [group for group in groups if keys & {card.uuid for other in group for card in other.cards}]
+        merged = [*(other for group in sharing for other in group), one]
+        groups = [*(group for group in groups if group not in sharing), merged]
+    return groups
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def wishes_of(instance: Mapping[str, Any], headroom_bytes: float = 0) -> Wishes:
+    """What the instance asks for. Raises PlanError naming an option whose value is no number."""
+    flags = normal_flags(instance)
+    values: dict[str, Any] = {}
+    for name, wish in _COUNTED.items():
+        if name in flags:
+            values[wish] = _as(wish, name, flags[name])
+    offload = float(_as("utilization", "cpu-offload-gb", flags.get("cpu-offload-gb", 0)))
+    return Wishes(
+        context=_whole(instance.get("context")),
+        max_num_seqs=_whole(instance.get("parallel")),
+        headroom_bytes=headroom_bytes,
+        cpu_offload_bytes=offload * GIB,
+        **values,
+    )
+
+
+def normal_flags(instance: Mapping[str, Any]) -> dict[str, Any]:
+    """The instance's options by the names that the engine compares."""
+    found = {}
+    for written, value in (instance.get("flags") or {}).items():
+        head, dot, key = str(written).partition(".")
+        found[head.replace("_", "-") + dot + key] = value
+    return found
+
+
+def inputs_of(asked: Asked) -> str:
+    """A digest of what decides a plan, but for what others hold on the cards at this moment."""
+    instance = asked.instance
+    model = asked.model
+    tensors = hashlib.sha256()
+    for tensor in sorted(model.tensors or (), key=lambda each: each.name) if model else ():
+        tensors.update(f"{tensor.name} {tensor.dtype} {tensor.shape}\n".encode())
+    keys = ("name", "context", "parallel", "task", "gpu_role", "flags")
+    what = {
+        "instance": {key: instance.get(key) for key in keys},
+        "device": asked.device,
+        "version": ENGINES[asked.device].version,
+        "config": dict(model.config) if model else None,
+        "tensors": tensors.hexdigest(),
+        "cards": [[card.uuid, card.name, card.total_bytes] for card in asked.cards],
+        "headroom_bytes": asked.headroom_bytes,
+    }
+    return _digest(what)
+
+
+def _whole(value: Any) -> int | None:
+    return int(value) if value else None
+
+
+def _as(wish: str, name: str, value: Any) -> Any:
+    if wish == "kv_dtype":
+        return str(value)
+    if wish == "enforce_eager":
+        return value is True or str(value).lower() == "true"
+    try:
+        return float(value) if wish == "utilization" else int(value)
+    except (TypeError, ValueError) as error:
+        raise PlanError(f"flags.{name} is {value!r}; needed is a number") from error
+
+
+def _plan_group(group: Sequence[Asked]) -> Iterator[Planned]:
+    """Plan instances that share cards, or one alone."""
+    left: list[tuple[Asked, Request]] = []
+    for asked in group:
+        reason = _unplannable(asked)
+        if reason or asked.model is None:
+            yield _not_planned(asked, reason)
+            continue
+        try:
+            wishes = wishes_of(asked.instance, asked.headroom_bytes)
+            if asked.device == "cpu":
+                yield _answer(asked, _on_cpu(asked, asked.model, wishes))
+            else:
+                model = _with_quantization(asked.model, asked.instance)
+                left.append((asked, Request(model, asked.cards, "vllm", ENGINES["cuda"].version, wishes)))
+        except ValueError as error:
+            yield _not_planned(asked, str(error))
+    if len(left) == 1:
+        yield _alone(*left[0])
+    elif left:
+        yield from _together(left)
+
+
+def _unplannable(asked: Asked) -> str:
+    if asked.model is None:
+        return asked.why_not
+    if asked.device == "cpu":
+        return ""
+    if not asked.cards:
+        return "no card is known for it"
+    uncounted = [name for name in normal_flags(asked.instance) if name.partition(".")[0] in UNCOUNTED]
+    return f"the planner does not count {' and '.join(uncounted)}" if uncounted else ""
+
+
+def _on_cpu(asked: Asked, model: Model, wishes: Wishes) -> Plan:
+    written = normal_flags(asked.instance).get("kv-cache-memory-bytes", CPU_KV_BYTES)
+    return plan_cpu(
+        Request(model, (), "vllm", ENGINES["cpu"].version, wishes), float(parse_bytes(str(written))), asked.memory_bytes
+    )
+
+
+def _with_quantization(model: Model, instance: Mapping[str, Any]) -> Model:
+    """fp8 on a 16-bit model: the engine quantizes while it loads."""
+    wanted = normal_flags(instance).get("quantization")
+    return replace(model, quantization="fp8") if wanted == "fp8" and not model.quantization else model
+
+
+def _alone(asked: Asked, request: Request) -> Planned:
+    try:
+        return _answer(asked, plan(request, always_remedies=True))
+    except ValueError as error:
+        return _not_planned(asked, str(error))
+
+
+def _together(left: Sequence[tuple[Asked, Request]]) -> list[Planned]:
+    """Each gets room for as many requests of full length as let all of them fit; explicit shares stay as written."""
+    best: list[Plan] = []
+    for count in SHARED_REQUESTS:
+        requests = [
+            replace(
+                request,
+                wishes=replace(request.wishes, concurrency=min(count, request.wishes.max_num_seqs or count)),
+            )
+            for _asked, request in left
+        ]
+        try:
+            best = plan_together(requests)
+        except ValueError as error:
+            return [_not_planned(asked, f"planned with others on its card: {error}") for asked, _request in left]
+        if all(made.verdict == FITS for made in best):
+            break
+    return [_answer(asked, made) for (asked, _request), made in zip(left, best, strict=True)]
+
+
+def _not_planned(asked: Asked, reason: str) -> Planned:
+    return Planned(asked.name, asked.device, NOT_PLANNED, reason)
+
+
+def _answer(asked: Asked, made: Plan) -> Planned:
+    """What of the plan is new to the instance, and whether it may start."""
+    instance, given = asked.instance, normal_flags(asked.instance)
+    chosen = asked.device == "cuda" and made.verdict != FAILS
+    same = {"device-memory-utilization": "gpu-memory-utilization"}
+    written = {same.get(name, name) for name in given}
+    flags = {name: value for name, value in made.flags.items() if name not in written and name not in _BY_KEY}
+    open_keys = {
+        key: int(made.flags[name]) if not instance.get(key) and name in made.flags else None
+        for name, key in _BY_KEY.items()
+    }
+    remedies = tuple(words for remedy in made.remedies if (words := _remedy_words(remedy.action, remedy.verdict)))
+    return Planned(
+        name=asked.name,
+        device=asked.device,
+        verdict=made.verdict,
+        reason=made.reason,
+        plan=made,
+        flags=flags if chosen else {},
+        environment=made.environment if chosen else {},
+        context=open_keys["context"] if chosen else None,
+        parallel=open_keys["parallel"] if chosen else None,
+        problem=_problem(asked, made, remedies) if made.verdict == FAILS else "",
+        remedies=remedies,
+    )
+
+
+def _remedy_words(action: str, verdict: str) -> str:
+    if verdict == FAILS:
+        return ""
+    return action if verdict == FITS else f"{action} (perhaps)"
+
+
+def _problem(asked: Asked, made: Plan, remedies: Sequence[str]) -> str:
+    """Why it is refused: what was asked, what is there, the largest that fits, what would help."""
+    where = " and ".join(dict.fromkeys(card.card for card in made.cards)) or "this host"
+    context = asked.instance.get("context")
+    fitting = made.largest_context
+    lines = [f"instance {asked.name}: {made.model} does not fit on {where}: {made.reason}."]
+    if context and 0 < fitting < int(context):
+        lines.append(
+            f"You asked for a context of {context} tokens, the largest that fits is {fitting}: write context: {fitting}"
+            + (", or turn one of these:" if remedies else ".")
+        )
+    elif remedies:
+        lines.append("What would help:")
+    lines += [f"  - {words}" for words in remedies[:REMEDIES_SHOWN]]
+    return "\n".join(lines)
+
+
+def doubts_of(plans: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What a person should know of starts that are not refused and not sure, in sentences."""
+    found = []
+    for one in plans:
+        if one["verdict"] == UNKNOWN:
+            found.append(f"instance {one['name']}: whether it fits cannot be said for sure: {one['reason']}")
+        elif one["verdict"] == NOT_PLANNED and one["device"] == "cuda":
+            found.append(f"instance {one['name']}: its memory is not planned: {one['reason']}")
+    return found
+
+
+def plan_text(plans: Iterable[Mapping[str, Any]]) -> str:
+    """The plans for a person: verdict, sums, options and their reasons, remedies; one block for each instance."""
+    return "\n\n".join("\n".join(_lines_of(one)) for one in plans)
+
+
+def _lines_of(one: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{one['name']}: {one['verdict']}" + ("" if one["plan"] else f", {one['reason']}")
+    made = one["plan"]
+    if not made:
+        return
+    yield from (f"  {line}" for line in str(made["sum"]).splitlines())
+    yield (
+        f"  longest context that fits: {made['largest_context']} tokens; requests of {made['context']} tokens at once: "
+        f"{made['concurrency']:.1f}"
+    )
+    if one["flags"] or one["context"] or one["parallel"]:
+        keys = {key: one[key] for key in ("context", "parallel") if one[key]}
+        yield "  chosen: " + ", ".join(f"{name} {value}" for name, value in {**keys, **one["flags"]}.items())
+    yield from (f"  because {reason}" for reason in made["reasons"])
+    if one["verdict"] != FITS:
+        yield from (f"  would help: {words}" for words in one["remedies"])
