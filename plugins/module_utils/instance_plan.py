@@ -303,7 +303,7 @@ def _answer(asked: Asked, made: Plan) -> Planned:
         plan=made,
         flags=flags if chosen else {},
         environment=made.environment if chosen else {},
-        context=open_keys["context"] if chosen else None,
+        context=open_keys["context"] if made.verdict != FAILS else None,
         parallel=open_keys["parallel"] if chosen else None,
         problem=_problem(asked, made, remedies) if made.verdict == FAILS else "",
         remedies=remedies,

@@ -43,8 +43,8 @@ INSTANCE_DEFAULTS: Mapping[str, object] = MappingProxyType(
 )
 """What an instance is where the inventory says nothing. One exception: `device: cpu` without a role needs no card.
 
-`instances_for` knows two more: vLLM decides itself how many requests it answers at once, since its requests share one
-pool of memory; and texts to embed may be as long as the model takes. There `parallel` or `context` is None.
+`instances_for` knows more: what vLLM answers at once, and how long a request may be, comes from its memory plan; and
+texts to embed may be as long as the model takes. There `parallel` or `context` is None.
 """
 
 
@@ -130,7 +130,7 @@ def instances_for(
         except PlacementError as error:
             raise PlacementError(f"{path}.engine: instance '{name}': {error}") from error
         if engine in (EVERY_ENGINE, resolved):
-            open_keys = {"parallel": resolved == "vllm", "context": instance["task"] == "embed"}
+            open_keys = {"parallel": resolved == "vllm", "context": resolved == "vllm" or instance["task"] == "embed"}
             left = {key: None for key, is_open in open_keys.items() if is_open and written.get(key) is None}
             chosen.append({**instance, **left, "engine": resolved, "model_entry": dict(model)})
     return chosen

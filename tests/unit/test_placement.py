@@ -137,7 +137,8 @@ def test_the_processor_needs_no_card(instance: dict[str, object], role: str) -> 
     [
         ({"model": "small"}, 1, 4096),
         ({"model": "small", "task": "embed"}, 1, None),
-        ({"model": "big"}, None, 4096),
+        ({"model": "big"}, None, None),
+        ({"model": "big", "context": 64}, None, 64),
         ({"model": "big", "task": "embed"}, None, None),
         ({"model": "big", "task": "embed", "parallel": 2, "context": 64}, 2, 64),
     ],

@@ -41,6 +41,8 @@ from .weights import Split, Weights, partition_layers, weights_per_rank
 
 STEP_TOKENS = 1024
 SMALLEST_CONTEXT = 1024
+ENOUGH_CONTEXT = 8192
+"""A context that is left open goes before sequences up to here: a long prompt is refused, one in a queue only waits."""
 HIGHEST_UTILIZATION = 0.95
 SEQUENCES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
 UNEQUAL = 0.03
@@ -201,13 +203,14 @@ def _by_memory(layers: int, cards: Sequence[Card]) -> tuple[int, ...]:
 
 
 def _best(facts: _Facts) -> _Attempt:
-    """The first attempt that fits, else the one that comes nearest: by its verdict, then by what would fit."""
+    """The first attempt that fits, else the one that comes nearest: by its verdict, then by its context."""
     nearest: _Attempt | None = None
+    enough = min(facts.arch.max_position or ENOUGH_CONTEXT, ENOUGH_CONTEXT)
     order = {FITS: 0, UNKNOWN: 1, FAILS: 2}
     for split, cards in _parallel(facts):
         for wishes in _sequences(facts):
             attempt = _attempt(facts, wishes, split, cards)
-            if attempt.verdict == FITS:
+            if attempt.verdict == FITS and (wishes.context or attempt.context >= enough):
                 return attempt
             here = (order[attempt.verdict], -attempt.largest)
             if nearest is None or here < (order[nearest.verdict], -nearest.largest):
