@@ -47,6 +47,7 @@ _COUNTED = {
 """Options of vLLM -> the wish that they are."""
 _BY_KEY = {"max-model-len": "context", "max-num-seqs": "parallel"}
 """Options that the collection writes from a key of the instance."""
+_BY_KEYS_OF_LLAMA = ("ctx-size", "parallel")
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,10 @@ class Asked:
     @property
     def name(self) -> str:
         return str(self.instance["name"])
+
+    @property
+    def engine(self) -> str:
+        return str(self.instance.get("engine") or "vllm")
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,8 @@ def _digest(content: Any) -> str:
 def wishes_of(instance: Mapping[str, Any], headroom_bytes: float = 0) -> Wishes:
     """What the instance asks for. Raises PlanError naming an option whose value is no number."""
     flags = normal_flags(instance)
+    if str(instance.get("engine") or "vllm") != "vllm":
+        return _wishes_of_llama(instance, flags, headroom_bytes)
     values: dict[str, Any] = {}
     for name, wish in _COUNTED.items():
         if name in flags:
@@ -158,6 +165,17 @@ def wishes_of(instance: Mapping[str, Any], headroom_bytes: float = 0) -> Wishes:
         headroom_bytes=headroom_bytes,
         cpu_offload_bytes=offload * GIB,
         **values,
+    )
+
+
+def _wishes_of_llama(instance: Mapping[str, Any], flags: Mapping[str, Any], headroom_bytes: float) -> Wishes:
+    layers = next((flags[name] for name in ("n-gpu-layers", "gpu-layers", "ngl") if name in flags), None)
+    return Wishes(
+        context=_whole(instance.get("context")),
+        slots=_whole(instance.get("parallel")) or 1,
+        kv_dtype=str(flags.get("cache-type-k", "auto")),
+        gpu_layers=int(_as("gpu_layers", "n-gpu-layers", layers)) if str(layers or "").isdigit() else None,
+        headroom_bytes=headroom_bytes,
     )
 
 
@@ -181,7 +199,7 @@ def inputs_of(asked: Asked) -> str:
     what = {
         "instance": {key: instance.get(key) for key in keys},
         "device": asked.device,
-        "version": ENGINES[asked.device].version,
+        "engine": [asked.engine, ENGINES[asked.device].version],
         "config": dict(model.config) if model else None,
         "tensors": tensors.hexdigest(),
         "cards": [[card.uuid, card.name, card.total_bytes] for card in asked.cards],
@@ -217,9 +235,11 @@ def _plan_group(group: Sequence[Asked]) -> Iterator[Planned]:
             wishes = wishes_of(asked.instance, asked.headroom_bytes)
             if asked.device == "cpu":
                 yield _answer(asked, _on_cpu(asked, asked.model, wishes))
-            else:
+            elif asked.engine == "vllm":
                 model = _with_quantization(asked.model, asked.instance)
                 left.append((asked, Request(model, asked.cards, "vllm", ENGINES["cuda"].version, wishes)))
+            else:
+                left.append((asked, Request(asked.model, asked.cards, asked.engine, None, wishes)))
         except ValueError as error:
             yield _not_planned(asked, str(error))
     if len(left) == 1:
@@ -232,7 +252,7 @@ def _unplannable(asked: Asked) -> str:
     if asked.model is None:
         return asked.why_not
     if asked.device == "cpu":
-        return ""
+        return "" if asked.engine == "vllm" else f"{asked.engine} on the processor takes main memory as it needs it"
     if not asked.cards:
         return "no card is known for it"
     uncounted = [name for name in normal_flags(asked.instance) if name.partition(".")[0] in UNCOUNTED]
@@ -289,7 +309,7 @@ def _answer(asked: Asked, made: Plan) -> Planned:
     chosen = asked.device == "cuda" and made.verdict != FAILS
     same = {"device-memory-utilization": "gpu-memory-utilization"}
     written = {same.get(name, name) for name in given}
-    flags = {name: value for name, value in made.flags.items() if name not in written and name not in _BY_KEY}
+    flags = {name: value for name, value in made.flags.items() if name not in {*written, *_BY_KEY, *_BY_KEYS_OF_LLAMA}}
     open_keys = {
         key: int(made.flags[name]) if not instance.get(key) and name in made.flags else None
         for name, key in _BY_KEY.items()

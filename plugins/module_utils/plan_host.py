@@ -13,7 +13,7 @@ from typing import Any
 
 from .gpu_model import Gpu, GpuReport
 from .hub import Hub, HubError, read_token
-from .model_files import ModelEntry, ModelEntryError, parse_entry
+from .model_files import ModelEntry, ModelEntryError, parse_entry, select_files
 from .model_store import ModelStoreError, inspect
 from .procfs import read_process
 from .services import PLANS_DIR, read_json, write_json
@@ -143,12 +143,13 @@ def read_model(
         if path:
             return replace(from_path(path).model, name=key), ""
         if source == "hub":
+            patterns = [str(pattern) for pattern in details.get("files") or []]
             token = read_token(str(details.get("token_file") or "") or None, environment)
             found = from_hub(
                 Hub(environment, token),
                 str(details["repo"]),
                 str(details["revision"]),
-                patterns=[str(pattern) for pattern in details.get("files") or []],
+                chosen=lambda sizes: select_files(entry.format, sizes, patterns),
             )
             return replace(found.model, name=key), ""
     except (ModelEntryError, ModelStoreError, SourceError, HubError) as error:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,15 +124,15 @@ def from_hub(
     revision: str,
     quantization: str | None = None,
     file: str | None = None,
-    patterns: Sequence[str] = (),
+    chosen: Callable[[Mapping[str, int]], Collection[str]] | None = None,
 ) -> Found:
-    """A model from a hub before anything is downloaded; `patterns` say what is fetched, `file` names one .gguf.
+    """A model from a hub before anything is downloaded; `chosen` names what of a listing is fetched, `file` one .gguf.
 
     Asks for the listing once, for config.json, and for the beginning of each shard. Raises SourceError and HubError.
     """
     listing = {entry.path: entry.size for entry in hub.files(repo, revision).values()}
-    if patterns:
-        listing = {path: listing[path] for path in select_files("safetensors", listing, list(patterns))}
+    if chosen is not None:
+        listing = {path: listing[path] for path in chosen(listing)}
     if file is not None:
         if file not in listing:
             raise SourceError(f"{repo} at {revision} has no file {file}")

@@ -20,6 +20,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.plan_host import (
     add_to_history,
     history_file,
     read_history,
+    read_model,
     read_plan,
     write_plan,
 )
@@ -30,6 +31,7 @@ from ansible_collections.gpurig.llm.tests.integration.installed import Rig, inst
 from ansible_collections.gpurig.llm.tests.rigs.live import LiveRig
 from ansible_collections.gpurig.llm.tests.unit.header_sets import write_headers
 from ansible_collections.gpurig.llm.tests.unit.test_instance_plan import QWEN_7B, SMALL
+from ansible_collections.gpurig.llm.tests.unit.tiny_models import write_gguf
 
 pytest_plugins = ["ansible_collections.gpurig.llm.tests.rigs.plugin"]
 MakeRig = Callable[..., LiveRig]
@@ -159,6 +161,20 @@ def test_a_hub_is_asked_for_headers_before_anything_is_fetched(
         assert all(seen.range.startswith("bytes=0-") for seen in hub.downloads(".safetensors"))
     on_disk = run_module("vram_plan", arguments(rig, tmp_path, instance(little, context=1024)))
     assert on_disk["changed"] is False, "the same model from a disk asks for no new plan"
+
+
+def test_of_many_quantizations_the_one_that_is_fetched_is_read(tmp_path: Path) -> None:
+    for kind in ("Q2_K", "Q4_K_M", "Q8_0"):
+        write_gguf(tmp_path / "many" / f"tiny-{kind}.gguf")
+    with HubSim() as hub:
+        commit = hub.add("acme/many", tmp_path / "many")
+        files = {"repo": "acme/many", "revision": commit, "files": ["*-Q4_K_M.gguf"]}
+        entry = {"source": "hub", "format": "gguf", "hub": files}
+        model, why_not = read_model("tiny", entry, "", {"HF_ENDPOINT": hub.endpoint})
+        assert why_not == ""
+        assert model is not None
+        assert model.tensors
+        assert {seen.path.rpartition("/")[2] for seen in hub.downloads(".gguf")} == {"tiny-Q4_K_M.gguf"}
 
 
 def test_what_cannot_be_read_is_said_and_not_refused(

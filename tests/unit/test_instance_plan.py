@@ -20,7 +20,9 @@ from ansible_collections.gpurig.llm.plugins.module_utils.instance_plan import (
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.vllm_config import config_for
 from ansible_collections.gpurig.llm.plugins.module_utils.vllm_service import planned_instance
+from ansible_collections.gpurig.llm.plugins.module_utils.vram import sets
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.cards import card_named
+from ansible_collections.gpurig.llm.plugins.module_utils.vram.engine_llama import LlamaShape
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.engine_vllm import GIB
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.request import FAILS, FITS, Card, Model, PlanError
 
@@ -228,3 +230,31 @@ def test_a_person_can_read_it() -> None:
     assert "chosen: parallel" in text
     assert "because gpu-memory-utilization" in text
     assert "notes: not planned" in text
+
+
+def test_llama_cpp_gets_as_many_layers_as_fit() -> None:
+    large = Model("large", {**QWEN_7B, "num_hidden_layers": 80, "hidden_size": 8192}, None, "gguf_q4_k_m")
+    made = one(asked(model=large, engine="llama_cpp", parallel=2))
+    assert made["verdict"] == FITS
+    assert 0 < made["flags"]["n-gpu-layers"] < 80
+    assert not {"ctx-size", "parallel"} & set(made["flags"]), "the collection writes these from keys"
+    all_of_them = one(asked(model=large, engine="llama_cpp", flags={"n-gpu-layers": 81}))
+    assert all_of_them["verdict"] == FAILS
+    on_processor = one(asked(model=large, engine="llama_cpp", cards=()))
+    assert on_processor["verdict"] == NOT_PLANNED
+    assert doubts_of([on_processor]) == [], "main memory is taken as it is needed"
+
+
+@pytest.mark.parametrize("letter", sets.GUIDE_SETS)
+def test_the_guide_s_sets_are_plan_input(letter: str) -> None:
+    """The guide's own sums leave out the context; with 8192 tokens each, its sets fit on its card."""
+    requests = []
+    for name in sets.GUIDE_SETS[letter]:
+        config, kind = sets.GUIDE_MODELS[name]
+        model = Model(name, config, None, f"gguf_{kind.lower()}")
+        requests.append(asked(name, model, engine="ollama", parallel=1))
+    made = plan_instances(requests)
+    assert {each["verdict"] for each in made.values()} == {FITS}
+    whole = sets.plan_set(sets.guide_set(letter), CARD.total_bytes, LlamaShape(8192))
+    assert whole.verdict == FITS, "planned as one set, too"
+    assert whole.largest_context < 131072, "and there is an end to it"
