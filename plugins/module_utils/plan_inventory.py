@@ -23,7 +23,9 @@ def roles_by_product(
 
     Empty where neither names a card. Raises PlanError with everything that cannot be told without the machine.
     """
-    entries: list[Mapping[str, Any]] = [{"name": f"card{number}", "product": name} for number, name in enumerate(products)] or list(gpus)
+    entries: list[Mapping[str, Any]] = [
+        {"name": f"card{number}", "product": name} for number, name in enumerate(products)
+    ] or list(gpus)
     if not entries:
         return {}
     declared, problems = parse_gpus(entries if not products else [])
