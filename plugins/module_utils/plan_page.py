@@ -76,7 +76,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Bar:
+class CardBar:
     """One card: its name, its total in bytes, and its parts from left to right."""
 
     card: str
@@ -96,7 +96,7 @@ def plan_page(hosts: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     )
 
 
-def bars_of(plans: Sequence[Mapping[str, Any]]) -> list[Bar]:
+def bars_of(plans: Sequence[Mapping[str, Any]]) -> list[CardBar]:
     """One bar for each card that a plan names, in that order; instances that share a card follow each other."""
     cards: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for one in plans:
@@ -105,7 +105,7 @@ def bars_of(plans: Sequence[Mapping[str, Any]]) -> list[Bar]:
     return [_bar(entries) for entries in cards.values()]
 
 
-def _bar(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Bar:
+def _bar(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> CardBar:
     first = entries[0][1]
     total = float(first["total_bytes"])
     parts = [
@@ -117,7 +117,7 @@ def _bar(entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Bar:
     left = total - sum(part.likely for part in parts if part.kind != "missing")
     if left > 0:
         parts.append(Part("free", KINDS["free"], left, left, left))
-    return Bar(str(first["card"]), total, tuple(parts))
+    return CardBar(str(first["card"]), total, tuple(parts))
 
 
 def _parts(name: str, card: Mapping[str, Any]) -> Iterator[Part]:
@@ -136,19 +136,20 @@ def _parts(name: str, card: Mapping[str, Any]) -> Iterator[Part]:
 
 
 def _host(host: str, plans: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    for bar in bars_of(plans):
-        title = f"{escape(host)}: {escape(bar.card)}, {bar.total_bytes / _GIB:.1f} GiB"
-        yield f"<section>\n<h2>{title}</h2>\n{_svg(bar)}\n{_table(bar)}\n</section>"
+    for card_bar in bars_of(plans):
+        title = f"{escape(host)}: {escape(card_bar.card)}, {card_bar.total_bytes / _GIB:.1f} GiB"
+        yield f"<section>\n<h2>{title}</h2>\n{_svg(card_bar)}\n{_table(card_bar)}\n</section>"
     for one in plans:
         yield f"<section>\n{_words(one)}\n</section>"
 
 
-def _svg(bar: Bar) -> str:
-    shown = [part for part in bar.parts if part.likely > 0 and part.kind != "missing"]  # what is not there has no place
+def _svg(card_bar: CardBar) -> str:
+    # What is missing has no place on a card.
+    shown = [part for part in card_bar.parts if part.likely > 0 and part.kind != "missing"]
     several = len({part.instance for part in shown if part.instance}) > 1
-    whole = max(sum(part.likely for part in shown), bar.total_bytes)
+    whole = max(sum(part.likely for part in shown), card_bar.total_bytes)
     lines = [
-        f'<svg viewBox="0 0 {WIDTH} {BAR + 2 * GAP}" role="img" aria-label="{escape(_spoken(bar), quote=True)}">',
+        f'<svg viewBox="0 0 {WIDTH} {BAR + 2 * GAP}" role="img" aria-label="{escape(_spoken(card_bar), quote=True)}">',
     ]
     at = 0.0
     for part in shown:
@@ -163,24 +164,24 @@ def _svg(bar: Bar) -> str:
             lines.append(f'<text x="{at + 6:.1f}" y="{GAP + 18}">{escape(whose + part.label)}</text>')
             lines.append(f'<text x="{at + 6:.1f}" y="{GAP + 35}">{part.likely / _GIB:.2f}</text>')
         at += width
-    edge = bar.total_bytes / whole * WIDTH
+    edge = card_bar.total_bytes / whole * WIDTH
     if edge < WIDTH - 0.5:
         lines.append(f'<line class="edge" x1="{edge:.1f}" x2="{edge:.1f}" y1="2" y2="{BAR + 2 * GAP - 2}"/>')
         lines.append(f'<text x="{edge - 6:.1f}" y="11" text-anchor="end">the card ends here</text>')
     return "\n".join([*lines, "</svg>"])
 
 
-def _spoken(bar: Bar) -> str:
-    parts = ", ".join(f"{part.label} {part.likely / _GIB:.2f}" for part in bar.parts)
-    return f"{bar.card}, {bar.total_bytes / _GIB:.2f} GiB: {parts}"
+def _spoken(card_bar: CardBar) -> str:
+    parts = ", ".join(f"{part.label} {part.likely / _GIB:.2f}" for part in card_bar.parts)
+    return f"{card_bar.card}, {card_bar.total_bytes / _GIB:.2f} GiB: {parts}"
 
 
-def _table(bar: Bar) -> str:
+def _table(card_bar: CardBar) -> str:
     rows = "".join(
         f'<tr><td><span class="key" style="background: var(--{part.kind})"></span>{escape(part.label)}</td>'
         f"<td>{escape(part.instance)}</td>"
         f"<td>{part.low / _GIB:.2f}</td><td>{part.likely / _GIB:.2f}</td><td>{part.high / _GIB:.2f}</td></tr>\n"
-        for part in bar.parts
+        for part in card_bar.parts
     )
     heads = "".join(f"<th>{head}</th>" for head in ("part", "instance", "low", "likely", "high, GiB"))
     return f"<table><thead><tr>{heads}</tr></thead><tbody>\n{rows}</tbody></table>"
