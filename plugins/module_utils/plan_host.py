@@ -16,11 +16,13 @@ from .hub import Hub, HubError, read_token
 from .model_files import ModelEntry, ModelEntryError, parse_entry, select_files
 from .model_store import ModelStoreError, inspect
 from .procfs import read_process
-from .services import PLANS_DIR, read_json, write_json
+from .services import PLANS_DIR, Host, read_json, read_run, write_json, write_text
 from .vram.request import Card, Model
 from .vram_source import SourceError, from_hub, from_path
 
 HISTORY = "history.jsonl"
+KEYS = frozenset({"name", "device", "verdict", "reason", "flags", "context", "parallel", "problem", "plan", "inputs"})
+"""What a plan on record has at least."""
 HISTORY_ROWS = 1000
 OTHERS_STEP_BYTES = 64 << 20
 """What others hold is rounded up to this, so that a plan does not hang on a window that was just opened."""
@@ -37,8 +39,9 @@ def history_file(state_dir: str) -> Path:
 
 
 def read_plan(state_dir: str, name: str) -> dict[str, Any] | None:
-    """The plan on record (`Planned.to_dict`), None without one."""
-    return read_json(str(plan_file(state_dir, name)))
+    """The plan on record (`Planned.to_dict`), None without one that this version can use."""
+    found = read_json(str(plan_file(state_dir, name)))
+    return found if found and found.keys() >= KEYS and isinstance(found["plan"], (dict, type(None))) else None
 
 
 def write_plan(state_dir: str, name: str, content: Mapping[str, Any]) -> None:
@@ -69,10 +72,7 @@ def add_to_history(state_dir: str, rows: Sequence[Mapping[str, Any]], row: Mappi
     kept = [*rows, row][-HISTORY_ROWS:]
     path = history_file(state_dir)
     path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.new")
-    fresh.write_text("".join(json.dumps(each, sort_keys=True) + "\n" for each in kept), encoding="utf-8")
-    fresh.chmod(0o644)
-    fresh.replace(path)
+    write_text(str(path), "".join(json.dumps(each, sort_keys=True) + "\n" for each in kept))
 
 
 def memory_bytes(proc_root: str = "/proc") -> float | None:
@@ -95,17 +95,41 @@ def memory_bytes(proc_root: str = "/proc") -> float | None:
     return total
 
 
-def cards_of(report: GpuReport, uuids: Sequence[str], ours: Collection[str], proc_root: str = "/proc") -> list[Card]:
+def has_amx(proc_root: str = "/proc") -> bool:
+    """Whether the processor has AMX's tiles, by its flags."""
+    try:
+        return "amx_tile" in Path(proc_root, "cpuinfo").read_text(encoding="ascii", errors="replace").split()
+    except OSError:
+        return False
+
+
+def engines_of(host: Host) -> dict[str, tuple[str, ...]]:
+    """{name: UUIDs of the cards on which it runs, empty when it does not run} of the host's engines.
+
+    Engines are services whose record says that they are instances.
+    """
+    found = {}
+    for name in host.names():
+        labels = (read_json(host.record(name)) or {}).get("labels") or {}
+        if isinstance(labels, Mapping) and labels.get("owner") == "instances":
+            run = read_run(host, name)
+            found[name] = run.cards if run and run.is_process(run.pid) else ()
+    return found
+
+
+def cards_of(
+    report: GpuReport, uuids: Sequence[str], ours: Mapping[str, Collection[str]], proc_root: str = "/proc"
+) -> list[Card]:
     """The cards with these UUIDs, in this order, for the planner; cards that do not answer are left out.
 
-    ours: names of services whose memory does not count as others': they are stopped before the planned ones start.
+    ours: engines whose memory does not count as others', since it is what is planned, and the cards that each is on.
     """
     by_uuid = {gpu.card.uuid.lower(): gpu for gpu in report.gpus if not gpu.is_lost}
     chosen = [by_uuid[uuid.lower()] for uuid in uuids if uuid.lower() in by_uuid]
     return [card for gpu in chosen if (card := _card(gpu, ours, proc_root))]
 
 
-def _card(gpu: Gpu, ours: Collection[str], proc_root: str) -> Card | None:
+def _card(gpu: Gpu, ours: Mapping[str, Collection[str]], proc_root: str) -> Card | None:
     total = gpu.memory.cuda_total_bytes
     if not total:
         return None
@@ -115,16 +139,21 @@ def _card(gpu: Gpu, ours: Collection[str], proc_root: str) -> Card | None:
     return Card(gpu.card.name, total, total - held, held, capability, uuid=gpu.card.uuid)
 
 
-def _others_bytes(gpu: Gpu, ours: Collection[str], proc_root: str) -> float:
-    """What is in use on the card and not by services of ours, rounded up; 0 where ours cannot be told apart."""
+def _others_bytes(gpu: Gpu, ours: Mapping[str, Collection[str]], proc_root: str) -> float:
+    """What is in use on the card and not by engines of ours, rounded up; 0 where ours cannot be told apart.
+
+    In a container the driver names processes by the numbers that they have outside, or not at all.
+    """
     used = gpu.memory.used_bytes or 0
-    mine = 0
+    mine, told = 0, False
     for process in gpu.processes or ():
         seen = read_process(process.pid, Path(proc_root))
         if seen is not None and seen.service in ours:
             if process.used_bytes is None:
                 return 0
-            mine += process.used_bytes
+            mine, told = mine + process.used_bytes, True
+    if not told and any(gpu.card.uuid in cards for cards in ours.values()):
+        return 0
     return -(-max(used - mine, 0) // OTHERS_STEP_BYTES) * OTHERS_STEP_BYTES
 
 
@@ -140,6 +169,8 @@ def read_model(
     try:
         entry = parse_entry(key, source, str(model.get("format") or ""), details)
         path = _on_disk(entry, models_dir) or (str(details.get("path")) if source == "local" else "")
+        if source == "local" and not models_dir and not Path(path).exists():
+            return None, f"{path} is not on this machine; the run itself plans it on its host"
         if path:
             return replace(from_path(path).model, name=key), ""
         if source == "hub":

@@ -72,14 +72,13 @@ def logged_figures(lines: Sequence[str]) -> dict[str, float]:
 
 
 def planned_figures(plan: Mapping[str, Any]) -> dict[str, float]:
-    """The same figures of a plan (`Plan.to_dict`): the likely ones, of the card that has least left for KV."""
+    """The same figures of a plan (`Plan.to_dict`): the likely ones, with several cards the smallest of each."""
     cards = plan.get("cards") or []
     if not cards:
         return {}
-    card = min(cards, key=lambda each: each["pool"]["likely"])
     found: dict[str, float] = {
-        "weights_bytes": float(card["parts"]["weights"]["likely"]) if "weights" in card["parts"] else 0.0,
-        "pool_bytes": float(card["pool"]["likely"]),
+        "weights_bytes": min(float(card["parts"].get("weights", {"likely": 0})["likely"]) for card in cards),
+        "pool_bytes": min(float(card["pool"]["likely"]) for card in cards),
         "kv_tokens": float(int(plan["concurrency"] * plan["context"])),  # so printed since 0.21
         "concurrency": float(plan["concurrency"]),
     }

@@ -29,12 +29,13 @@ def services_for(
     rig: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> list[dict[str, Any]]:
-    """Return {name, port, checked, spec} for each instance, in the inventory's order.
+    """Return {name, port, checked, spec} for each instance, in the order in which to start them.
 
     `instances`: of `instances_for('vllm')`. `models`: {model: {path, record, config}} of `models_found`. `env_paths`:
     {'vllm_cuda': path, 'vllm_cpu': path}. `rig`: the rig facts. `options`: on_cards (names of the instances that run
     on cards), start_timeout_s, shutdown_timeout_s, environment (further variables of the engines' processes), plans
-    ({name: plan of the module vram_plan}; what an instance leaves open is taken from it).
+    ({name: plan of the module vram_plan}; what an instance leaves open is taken from it), order (names in the order
+    in which to start them; those it does not name come first).
 
     `checked` is an entry for the module engine_config, `spec` what the role service takes. The configuration file is
     named by all that the engine's parser judges: text, environment, variables, and which model it is. With another of
@@ -49,7 +50,8 @@ def services_for(
             problems.append(str(error))
     if problems:
         raise ConfigError("\n".join(problems))
-    return made
+    order = list(options.get("order") or [])
+    return sorted(made, key=lambda service: order.index(service["name"]) if service["name"] in order else -1)
 
 
 def planned_instance(instance: Mapping[str, Any], plan: Mapping[str, Any]) -> dict[str, Any]:

@@ -46,6 +46,18 @@ options:
     description: Below it, in C(plans), each instance's plan is kept. Empty keeps nothing.
     type: str
     default: ''
+  rig:
+    description:
+      - The facts of M(gpurig.llm.rig_facts). With them the memory of the host's own engines is told from that of
+        others. Of an engine on record that is neither in O(instances) nor in O(stays), it counts as free, since such an
+        engine is removed before the planned ones start.
+    type: dict
+    default: {}
+  stays:
+    description: Names of engines that keep running beside O(instances).
+    type: list
+    elements: str
+    default: []
   headroom_gib:
     description: What stays free on each card, for a desktop for instance, in GiB.
     type: float
@@ -122,6 +134,11 @@ plans:
         - The sums, with sizes in bytes. For each of C(cards) its C(parts) and C(pool) (what is left for KV) as low,
           likely and high; C(largest_context), C(concurrency), C(kv_bytes_per_token), C(reasons).
       type: dict
+order:
+  description: The instances in the order in which to start them; who gives memory of a card back comes first.
+  returned: always
+  type: list
+  elements: str
 text:
   description: The plans in words, to be printed.
   returned: always
@@ -129,6 +146,7 @@ text:
 """
 
 import os
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -138,14 +156,18 @@ from ansible_collections.gpurig.llm.plugins.module_utils.instance_plan import (
     doubts_of,
     plan_instances,
     plan_text,
+    shrinking_first,
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.plan_host import (
     cards_of,
+    engines_of,
+    has_amx,
     memory_bytes,
     read_model,
     read_plan,
     write_plan,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.services import Host
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.cards import card_named
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.engine_vllm import GIB
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.request import Card, PlanError
@@ -155,7 +177,14 @@ def is_uuid(name: str) -> bool:
     return name.upper().startswith("GPU-")
 
 
-def cards_by_role(params: dict[str, Any], ours: set[str]) -> dict[str, list[Card]]:
+def ours_of(params: dict[str, Any]) -> dict[str, Collection[str]]:
+    """Engines whose memory on a card is to be planned anew, and the cards that each is on now."""
+    on_record = engines_of(Host.from_rig(params["rig"])) if params["rig"] else {}
+    planned = {str(one["name"]): on_record.get(str(one["name"]), ()) for one in params["instances"]}
+    return {**{name: cards for name, cards in on_record.items() if name not in params["stays"]}, **planned}
+
+
+def cards_by_role(params: dict[str, Any], ours: Mapping[str, Collection[str]]) -> dict[str, list[Card]]:
     """The cards of each role that an instance on cards names. Raises PlanError for a product that is not known."""
     wanted = {
         str(one.get("gpu_role") or "")
@@ -179,7 +208,7 @@ def cards_by_role(params: dict[str, Any], ours: set[str]) -> dict[str, list[Card
     return found
 
 
-def ask(params: dict[str, Any], ours: set[str]) -> list[Asked]:
+def ask(params: dict[str, Any], ours: Mapping[str, Collection[str]]) -> list[Asked]:
     """What is to be planned, with all that is known of it."""
     cards = cards_by_role(params, ours)
     models: dict[str, Any] = {}
@@ -196,8 +225,9 @@ def ask(params: dict[str, Any], ours: set[str]) -> list[Asked]:
                 device="cuda" if on_cards else "cpu",
                 model=model,
                 cards=tuple(cards.get(str(one.get("gpu_role") or ""), ())) if on_cards else (),
-                memory_bytes=memory_bytes(params["proc_root"]),
+                memory_bytes=memory_bytes(params["proc_root"]) if params["state_dir"] else None,
                 why_not=why_not,
+                amx=has_amx(params["proc_root"]),
                 headroom_bytes=params["headroom_gib"] * GIB,
             )
         )
@@ -213,6 +243,8 @@ def main() -> None:
             "gpu_roles": {"type": "dict", "default": {}},
             "models_dir": {"type": "str", "default": ""},
             "state_dir": {"type": "str", "default": ""},
+            "rig": {"type": "dict", "default": {}},
+            "stays": {"type": "list", "elements": "str", "default": []},
             "headroom_gib": {"type": "float", "default": 0},
             "refuse": {"type": "bool", "default": True},
             "force": {"type": "bool", "default": False},
@@ -227,13 +259,13 @@ def main() -> None:
     state_dir, names = params["state_dir"], [str(one["name"]) for one in params["instances"]]
     recorded = {name: found for name in names if state_dir and (found := read_plan(state_dir, name))}
     try:
-        asked = ask(params, set(names))
+        asked = ask(params, ours_of(params))
     except PlanError as error:
         module.fail_json(msg=f"gpu_roles: {error}")
-    plans = plan_instances(asked, {} if params["replan"] else recorded)
+    plans = plan_instances(asked, {} if params["replan"] else recorded, keep_refused=params["force"])
     before, after = plan_text(recorded.values()), plan_text(plans.values())
     changed = bool(state_dir) and plans != recorded
-    result = {"plans": plans, "text": after}
+    result = {"plans": plans, "text": after, "order": shrinking_first(plans, recorded)}
     problems = [one["problem"] for one in plans.values() if one["problem"]]
     if problems and params["refuse"] and not params["force"]:
         remedy = "To start it all the same: vllm_force: true."

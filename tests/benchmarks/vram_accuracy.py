@@ -33,7 +33,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.vram.engine_vllm import
     load_rules,
     parse_version,
 )
-from ansible_collections.gpurig.llm.plugins.module_utils.vram.kv import KvLayout, layout
+from ansible_collections.gpurig.llm.plugins.module_utils.vram.kv import KvLayout, concurrent_batches, layout
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.plan import plan
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.request import (
     FITS,
@@ -267,9 +267,8 @@ def predict_weights(row: Row) -> Measured | str:
 
 
 def layout_of(row: Row) -> KvLayout:
-    accounting = accounting_of(
-        parse_version(row["vllm_version"]), None if row["engine"] is None else row["engine"] == "v1"
-    )
+    version = parse_version(row["vllm_version"])
+    accounting = accounting_of(version, None if row["engine"] is None else row["engine"] == "v1")
     cp = re.search(r"decode context parallel (\d+)", row.get("other_flags") or "")
     return layout(
         architecture_of(row),
@@ -278,6 +277,7 @@ def layout_of(row: Row) -> KvLayout:
         int(cp[1]) if cp else 1,
         windows=accounting.grouped_windows,
         v1=accounting.v1,
+        batches=concurrent_batches(version),
     )
 
 

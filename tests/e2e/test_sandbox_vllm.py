@@ -173,7 +173,7 @@ def test_what_only_the_engine_refuses_stops_nothing(rig: Rig) -> None:
 
 def test_what_the_memory_plan_refuses_stops_nothing(rig: Rig) -> None:
     before = rig.pids()
-    result = rig.box.run(**rig.variables(flags={"kv-cache-memory-bytes": "1M"}))
+    result = rig.box.run(**rig.variables(flags={"kv-cache-memory-bytes": "300K"}))
     assert result.rc != 0
     fitting = re.search(r"You asked for a context of 1024 tokens, the largest that fits is (\d+)", result.text)
     assert fitting, result.text[-4000:]

@@ -9,23 +9,30 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils import services
+from ansible_collections.gpurig.llm.plugins.module_utils.gpu_model import Card as SeenCard
+from ansible_collections.gpurig.llm.plugins.module_utils.gpu_model import Driver, Gpu, GpuReport, Memory, Process
 from ansible_collections.gpurig.llm.plugins.module_utils.plan_host import (
     HISTORY_ROWS,
     add_to_history,
+    cards_of,
+    engines_of,
     history_file,
     read_history,
     read_model,
     read_plan,
     write_plan,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.procfs import read_process
 from ansible_collections.gpurig.llm.plugins.module_utils.start_failure import planned_remedies
 from ansible_collections.gpurig.llm.plugins.modules.service_run import RunError
+from ansible_collections.gpurig.llm.plugins.modules.vram_plan import ours_of
 from ansible_collections.gpurig.llm.tests.hub_sim import HubSim
 from ansible_collections.gpurig.llm.tests.integration.installed import Rig, installed
 from ansible_collections.gpurig.llm.tests.rigs.live import LiveRig
@@ -217,6 +224,70 @@ def test_two_equal_products_are_two_cards(coder: Path, run_module: RunModule) ->
     made = run_module("vram_plan", given)["plans"]
     assert made["apart"]["verdict"] == "fits"
     assert [made[name]["verdict"] for name in ("chat", "same")] != ["fits", "fits"], "two of 14 GiB on one card"
+
+
+# -- whose memory it is ---------------------------------------------------------------------------------------------
+def card_with(used_bytes: float, *processes: Process) -> GpuReport:
+    memory = Memory(total_bytes=24 * GIB, used_bytes=int(used_bytes), cuda_total_bytes=24 * GIB)
+    return GpuReport(Driver(True), (Gpu(SeenCard(0, "GPU-1", HOST, "a card"), memory=memory, processes=processes),))
+
+
+def held(report: GpuReport, ours: dict[str, tuple[str, ...]]) -> float:
+    return cards_of(report, ["GPU-1"], ours)[0].others_bytes
+
+
+@pytest.fixture
+def engine() -> Iterator[int]:
+    """A process that is the service `chat`."""
+    environment = {"GPURIG_SERVICE": "chat", "GPURIG_ROOT": "/rig"}
+    with subprocess.Popen(["/bin/sleep", "60"], env=environment) as process:
+        deadline = time.monotonic() + 5
+        while (read_process(process.pid) or read_process(1)).service != "chat" and time.monotonic() < deadline:  # type: ignore[union-attr]
+            time.sleep(0.01)
+        yield process.pid
+        process.kill()
+
+
+def test_an_engine_that_is_planned_anew_is_no_stranger(engine: int) -> None:
+    seen = card_with(20 * GIB, Process(engine, "compute", 19 * GIB), Process(1, "graphics", GIB))
+    assert held(seen, {"chat": ("GPU-1",)}) == GIB
+    assert held(seen, {"other": ()}) == 20 * GIB, "an engine that stays holds what it holds"
+
+
+@pytest.mark.parametrize("processes", [(), (Process(999_999_999, "compute", None),)])
+def test_in_a_container_our_own_engine_is_not_taken_for_another(processes: tuple[Process, ...]) -> None:
+    seen = card_with(20 * GIB, *processes)
+    assert held(seen, {"chat": ("GPU-1",)}) == 0
+    assert held(seen, {"chat": ("GPU-2",)}) == 20 * GIB, "it runs on another card"
+    assert held(seen, {"chat": ()}) == 20 * GIB, "it does not run"
+
+
+def test_engines_on_record_are_known_by_their_label(served: Rig) -> None:
+    for name, owner in (("chat", "instances"), ("page", "webui")):
+        served.write(name, ["/bin/sleep", "60"], labels={"owner": owner})
+    assert engines_of(served.host) == {"chat": ()}
+    given: dict[str, Any] = {"rig": served.facts, "instances": [{"name": "new"}], "stays": []}
+    assert ours_of(given) == {"chat": (), "new": ()}, "what is renamed or removed gives its memory back"
+    assert ours_of({**given, "stays": ["chat"]}) == {"new": ()}
+
+
+def test_a_record_of_another_kind_is_no_plan(
+    make_rig: MakeRig, tmp_path: Path, coder: Path, run_module: RunModule
+) -> None:
+    write_plan(str(tmp_path / "state"), "chat", {"remedies": ["x"]})
+    made = run_module("vram_plan", arguments(make_rig("guide_x299"), tmp_path, instance(coder)))
+    assert made["plans"]["chat"]["verdict"] == "fits"
+
+
+def test_the_history_follows_no_link(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("mine", encoding="utf-8")
+    history_file(str(tmp_path)).parent.mkdir()
+    for name in ("history.jsonl", ".history.jsonl.new"):
+        history_file(str(tmp_path)).with_name(name).symlink_to(victim)
+    add_to_history(str(tmp_path), [], {"name": "chat"})
+    assert victim.read_text(encoding="utf-8") == "mine"
+    assert not history_file(str(tmp_path)).is_symlink()
 
 
 # -- after a start -----------------------------------------------------------------------------------------------------

@@ -4,12 +4,17 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Write a tiny, real chat model (Hugging Face layout, safetensors) whose answer is fixed; standard library only.
 
-    make.py DIRECTORY [--architecture llama|qwen2|mistral] [--answer TEXT] [--shards N] [--intermediate N]
+    make.py DIRECTORY [--architecture llama|qwen2|mistral|gemma3_text|mixtral|deepseek_v2] [--answer TEXT] [--shards N]
+        [--intermediate N] [--layers N] [--kv-heads N] [--window N]
 
 Nothing is trained: each word of the answer has a direction of its own in the embedding, and the output layer maps that
 direction to the next word. Whatever is asked, at any temperature, an engine answers with ANSWER; a chat request that
 carries tools is answered with a call of CALL_NAME with CALL_ARGUMENTS, as hermes writes it. It ends with finish_reason
 stop or tool_calls. Attention and MLP compute with small noise. As an embedding model it returns `hidden` numbers.
+
+The architectures differ in what they keep per token: llama, qwen2 and mistral keys and values of `kv_heads` heads,
+mistral with a window only the last tokens, gemma3_text in two layers of three, mixtral adds experts, deepseek_v2 keeps
+one latent vector, of the width that vLLM computes on every processor.
 
 The same arguments give the same bytes on every Python. Prompts count one token for each byte and special token.
 """
@@ -23,7 +28,7 @@ import random
 import re
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +53,19 @@ PAD, BEGIN, END, TURN, TURN_END, TOOLS = (
 )
 SPECIAL = (PAD, BEGIN, END, TURN, TURN_END, TOOLS)
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "mistral": "MistralForCausalLM"}
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "deepseek_v2": "DeepseekV2ForCausalLM",
+}
+LATENT, ROPE, NOPE, VALUE = 512, 64, 32, 32
+"""deepseek_v2's widths: the latent vector and its rotary part, and what one head expands it to."""
+EXPERTS, EXPERTS_USED = 4, 2
+FULL_EVERY = 3
+"""gemma3_text: every third layer and the last one see all tokens, the others a window."""
 
 TEMPLATE = """\
 {%- if tools -%}
@@ -88,6 +105,12 @@ class Shape:
     context: int = 2048
     shards: int = 1
     seed: int = 0
+    window: int = 0
+    """Tokens that a layer with a window sees; for mistral 0 means none, for gemma3_text 512."""
+
+    @property
+    def gemma(self) -> bool:
+        return self.architecture == "gemma3_text"
 
 
 @dataclass(frozen=True)
@@ -173,13 +196,18 @@ def tensors(shape: Shape) -> dict[str, Tensor]:
     found = {"model.embed_tokens.weight": Tensor((size, shape.hidden), bfloat16(embedding))}
     for layer in range(shape.layers):
         found.update({f"model.layers.{layer}.{name}": tensor for name, tensor in layer_tensors(shape, layer)})
-    found["model.norm.weight"] = ones(shape.hidden)
+    found["model.norm.weight"] = norm(shape, shape.hidden)
     found["lm_head.weight"] = Tensor((size, shape.hidden), bfloat16(output))
     return found
 
 
-def ones(size: int) -> Tensor:
-    return Tensor((size,), bfloat16([1.0] * size))
+def constant(size: int, value: float) -> Tensor:
+    return Tensor((size,), bfloat16([value] * size))
+
+
+def norm(shape: Shape, size: int, factor: float = 1.0) -> Tensor:
+    """Weights of a norm that multiplies by `factor`; Gemma stores what is added to 1."""
+    return constant(size, factor - 1.0 if shape.gemma else factor)
 
 
 def layer_tensors(shape: Shape, layer: int) -> Iterator[tuple[str, Tensor]]:
@@ -189,17 +217,46 @@ def layer_tensors(shape: Shape, layer: int) -> Iterator[tuple[str, Tensor]]:
     def noise(rows: int, columns: int) -> Tensor:
         return Tensor((rows, columns), bfloat16([NOISE * (2 * chance.random() - 1) for _ in range(rows * columns)]))
 
-    head = shape.hidden // shape.heads
-    yield "input_layernorm.weight", ones(shape.hidden)
-    for name, rows in (("q", shape.hidden), ("k", shape.kv_heads * head), ("v", shape.kv_heads * head)):
-        yield f"self_attn.{name}_proj.weight", noise(rows, shape.hidden)
+    hidden = shape.hidden
+    yield "input_layernorm.weight", norm(shape, hidden)
+    for name, tensor in attention(shape, noise):
+        yield f"self_attn.{name}", tensor
+    if shape.gemma:  # its norms behind attention and MLP would make noise as loud as the signal
+        yield "post_attention_layernorm.weight", norm(shape, hidden, NOISE)
+        yield "pre_feedforward_layernorm.weight", norm(shape, hidden)
+        yield "post_feedforward_layernorm.weight", norm(shape, hidden, NOISE)
+    else:
+        yield "post_attention_layernorm.weight", norm(shape, hidden)
+    if shape.architecture == "mixtral":
+        yield "block_sparse_moe.gate.weight", noise(EXPERTS, hidden)
+        for expert in range(EXPERTS):
+            yield f"block_sparse_moe.experts.{expert}.w1.weight", noise(shape.intermediate, hidden)
+            yield f"block_sparse_moe.experts.{expert}.w3.weight", noise(shape.intermediate, hidden)
+            yield f"block_sparse_moe.experts.{expert}.w2.weight", noise(hidden, shape.intermediate)
+        return
+    yield "mlp.gate_proj.weight", noise(shape.intermediate, hidden)
+    yield "mlp.up_proj.weight", noise(shape.intermediate, hidden)
+    yield "mlp.down_proj.weight", noise(hidden, shape.intermediate)
+
+
+def attention(shape: Shape, noise: Callable[[int, int], Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight) of one layer's attention."""
+    hidden, heads, head = shape.hidden, shape.heads, shape.hidden // shape.heads
+    if shape.architecture == "deepseek_v2":
+        yield "q_proj.weight", noise(heads * (NOPE + ROPE), hidden)
+        yield "kv_a_proj_with_mqa.weight", noise(LATENT + ROPE, hidden)
+        yield "kv_a_layernorm.weight", norm(shape, LATENT)
+        yield "kv_b_proj.weight", noise(heads * (NOPE + VALUE), LATENT)
+        yield "o_proj.weight", noise(hidden, heads * VALUE)
+        return
+    for name, rows in (("q", hidden), ("k", shape.kv_heads * head), ("v", shape.kv_heads * head)):
+        yield f"{name}_proj.weight", noise(rows, hidden)
         if shape.architecture == "qwen2":
-            yield f"self_attn.{name}_proj.bias", Tensor((rows,), bfloat16([0.0] * rows))
-    yield "self_attn.o_proj.weight", noise(shape.hidden, shape.hidden)
-    yield "post_attention_layernorm.weight", ones(shape.hidden)
-    yield "mlp.gate_proj.weight", noise(shape.intermediate, shape.hidden)
-    yield "mlp.up_proj.weight", noise(shape.intermediate, shape.hidden)
-    yield "mlp.down_proj.weight", noise(shape.hidden, shape.intermediate)
+            yield f"{name}_proj.bias", constant(rows, 0.0)
+    yield "o_proj.weight", noise(hidden, hidden)
+    if shape.gemma:
+        yield "q_norm.weight", norm(shape, head)
+        yield "k_norm.weight", norm(shape, head)
 
 
 def safetensors(weights: dict[str, Tensor]) -> bytes:
@@ -234,6 +291,36 @@ def text(content: object) -> bytes:
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 
 
+def own_config(shape: Shape) -> dict[str, object]:
+    """What config.json says of one architecture only."""
+    if shape.architecture == "mistral":
+        return {"sliding_window": shape.window or None}
+    if shape.architecture == "mixtral":
+        return {"sliding_window": None, "num_local_experts": EXPERTS, "num_experts_per_tok": EXPERTS_USED}
+    if shape.gemma:
+        full = [(layer + 1) % FULL_EVERY == 0 or layer == shape.layers - 1 for layer in range(shape.layers)]
+        return {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": shape.hidden // shape.heads,
+            "sliding_window": shape.window or 512,
+            "layer_types": ["full_attention" if sees_all else "sliding_attention" for sees_all in full],
+        }
+    if shape.architecture == "deepseek_v2":
+        return {
+            "kv_lora_rank": LATENT,
+            "q_lora_rank": None,
+            "qk_rope_head_dim": ROPE,
+            "qk_nope_head_dim": NOPE,
+            "v_head_dim": VALUE,
+            "head_dim": ROPE,
+            "n_routed_experts": EXPERTS,
+            "num_experts_per_tok": EXPERTS_USED,
+            "moe_intermediate_size": shape.intermediate,
+            "first_k_dense_replace": shape.layers,
+        }
+    return {}
+
+
 def files(shape: Shape) -> dict[str, bytes]:
     """Name -> contents of every file of the model."""
     ids = vocabulary(shape)
@@ -259,7 +346,7 @@ def files(shape: Shape) -> dict[str, bytes]:
         "bos_token_id": begin,
         "eos_token_id": end,
         "pad_token_id": pad,
-        **({"sliding_window": None} if shape.architecture == "mistral" else {}),
+        **own_config(shape),
     }
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -305,6 +392,9 @@ def main() -> None:
     parser.add_argument("--answer", default=Shape.answer)
     parser.add_argument("--shards", type=int, default=Shape.shards)
     parser.add_argument("--intermediate", type=int, default=Shape.intermediate, help="24576 makes 19 MB")
+    parser.add_argument("--layers", type=int, default=Shape.layers)
+    parser.add_argument("--kv-heads", type=int, default=Shape.kv_heads)
+    parser.add_argument("--window", type=int, default=Shape.window)
     options = vars(parser.parse_args())
     make(options.pop("directory"), Shape(**options))
 

@@ -16,6 +16,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.instance_plan import (
     doubts_of,
     plan_instances,
     plan_text,
+    shrinking_first,
     wishes_of,
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.vllm_config import config_for
@@ -171,7 +172,9 @@ UNPLANNED: dict[str, tuple[Asked, str]] = {
     "no card": (replace(asked(cards=()), device="cuda"), "no card is known"),
     "model": (replace(asked(model=None), why_not="it is not on this host yet"), "it is not on this host yet"),
     "no cache": (asked(model=Model("bert", {"model_type": "bert"})), ""),
-    "value": (asked(flags={"gpu-memory-utilization": "most"}), "flags.gpu-memory-utilization is 'most'"),
+    "value": (asked(flags={"quantization": "mxfp8"}), "does not count quantization"),
+    "dtype": (asked(flags={"dtype": "float32"}), "does not count dtype"),
+    "chunks": (asked(flags={"enable-chunked-prefill": False}), "does not count enable-chunked-prefill"),
     "kv dtype": (asked(flags={"kv-cache-dtype": "fp3"}), "fp3"),
 }
 
@@ -223,7 +226,7 @@ def test_doubt_is_told_and_lets_the_start_go_on() -> None:
 
 
 def test_a_person_can_read_it() -> None:
-    made = plan_instances([asked(), asked("notes", model=None)])
+    made = plan_instances([asked(), asked("notes", model=None, cards=(card_named("RTX 3090"),))])
     text = plan_text(made.values())
     assert text.startswith("chat: fits\n")
     assert "GiB may be used" in text
@@ -258,3 +261,137 @@ def test_the_guide_s_sets_are_plan_input(letter: str) -> None:
     whole = sets.plan_set(sets.guide_set(letter), CARD.total_bytes, LlamaShape(8192))
     assert whole.verdict == FITS, "planned as one set, too"
     assert whole.largest_context < 131072, "and there is an end to it"
+
+
+# -- what people's machines are like --------------------------------------------------------------------------------
+SMALL_CARD = card_named("RTX 3060")
+
+
+@pytest.mark.parametrize("flags", [{"gpu-memory-utilization": "most"}, {"gpu-memory-utilization": 90}])
+def test_a_value_that_no_engine_takes_is_refused(flags: dict[str, Any]) -> None:
+    made = one(asked(flags=flags))
+    assert made["verdict"] in {FAILS, NOT_PLANNED}
+    assert "utilization" in made["problem"]
+
+
+def test_an_engine_of_one_rank_is_planned_on_the_first_card_of_its_role() -> None:
+    made = one(asked(cards=(SMALL_CARD, CARD), context=4096, flags={"tensor-parallel-size": 1}))
+    assert made["verdict"] == FAILS, "14 GiB on 12"
+    assert made["plan"]["cards"][0]["card"] == SMALL_CARD.name
+    larger_first = one(asked(cards=(CARD, SMALL_CARD), context=4096))
+    assert (larger_first["verdict"], larger_first["plan"]["cards"][0]["card"]) == (FITS, CARD.name)
+    little = one(asked(model=Model("small", SMALL), cards=(SMALL_CARD, CARD), context=1024))
+    assert any("NVIDIA GeForce RTX 4090 is larger: name it first" in reason for reason in little["plan"]["reasons"])
+
+
+def test_two_instances_of_a_role_with_two_cards_are_summed_on_the_first() -> None:
+    pair = (card_named("RTX 4090", 0), card_named("RTX 4090", 1))
+    tight = {"tensor-parallel-size": 1}
+    made = plan_instances([asked("chat", cards=pair, flags=tight), asked("two", cards=pair, flags=tight)])
+    assert {each["plan"]["cards"][0]["uuid"] for each in made.values()} == {pair[0].uuid}
+    assert [each["verdict"] for each in made.values()] != [FITS, FITS], "two of 14 GiB on one card of 23"
+
+
+def test_open_contexts_on_a_shared_card_are_long() -> None:
+    small = Model("small", {**QWEN_7B, "num_hidden_layers": 12, "hidden_size": 1024, "num_attention_heads": 8})
+    made = plan_instances([asked("a", small, context=None), asked("b", small, context=None)])
+    assert [each["verdict"] for each in made.values()] == [FITS, FITS]
+    assert [each["context"] for each in made.values()] == [32768, 32768], "the model's own limit"
+    beside_bert = plan_instances([asked(context=None), asked("notes", Model("bert", BERT), task="embed", context=None)])
+    assert beside_bert["chat"]["context"] >= 8192
+    assert beside_bert["notes"]["verdict"] == FITS
+
+
+BERT = {
+    "model_type": "bert", "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_size": 768,
+    "intermediate_size": 3072, "vocab_size": 30522, "max_position_embeddings": 512,
+}  # fmt: skip
+
+
+def test_an_encoder_beside_a_chat_takes_its_room() -> None:
+    alone = one(asked())
+    made = plan_instances([asked(), asked("notes", Model("bert", BERT), task="embed", context=None)])
+    notes = made["notes"]
+    assert (notes["verdict"], notes["flags"], notes["context"], notes["parallel"]) == (FITS, {}, None, None)
+    share = "gpu-memory-utilization"
+    assert made["chat"]["flags"][share] < alone["flags"][share] - 0.05
+    hopeless = plan_instances([asked("notes", Model("bert", {**BERT, "num_hidden_layers": 4000}), task="embed")])
+    assert hopeless["notes"]["verdict"] == "cannot judge"
+
+
+def test_a_neighbour_that_cannot_be_summed_takes_the_plan_away_unless_it_has_a_share() -> None:
+    odd = {"speculative-config": "{}"}
+    made = plan_instances([asked(), asked("two", flags=odd)])
+    assert made["chat"]["verdict"] == NOT_PLANNED
+    assert "shares its card with two" in made["chat"]["reason"]
+    with_share = plan_instances([asked(), asked("two", flags={**odd, "gpu-memory-utilization": 0.2})])
+    assert with_share["chat"]["verdict"] == FITS
+
+
+def test_who_gives_memory_back_starts_first() -> None:
+    small = Model("small", {**QWEN_7B, "num_hidden_layers": 8})
+    before = plan_instances([asked("chat", small)])
+    after = plan_instances([asked("aux", small), asked("chat", small)], before)
+    assert shrinking_first(after, before) == ["chat", "aux"]
+    assert shrinking_first(after, after) == ["aux", "chat"]
+    assert shrinking_first(before, {}) == ["chat"]
+
+
+def test_what_is_not_planned_is_never_kept() -> None:
+    request = replace(asked(model=None), why_not="the hub is offline")
+    first = plan_instances([request])
+    again = plan_instances([replace(request, why_not="the repository is gated")], first)
+    assert again["chat"]["reason"] == "the repository is gated"
+
+
+def test_a_forced_plan_stays_while_it_is_forced() -> None:
+    bad = asked(context=32768, flags={"gpu-memory-utilization": 0.68})
+    first = plan_instances([bad])
+    busy = replace(bad, cards=(replace(CARD, others_bytes=GIB, free_bytes=CARD.total_bytes - GIB),))
+    assert plan_instances([busy], first, keep_refused=True) == first
+    assert plan_instances([busy], first) != first
+    assert "Others hold 1.00 GiB of the card" in plan_instances([busy], first)["chat"]["problem"]
+
+
+def test_instances_on_the_processor_share_its_memory() -> None:
+    flags = {"kv-cache-memory-bytes": "10G"}
+    pair = [replace(asked(name, CODER, cards=(), flags=flags), memory_bytes=40 * GIB) for name in ("a", "b")]
+    made = plan_instances(pair)
+    assert [each["verdict"] for each in made.values()] == [FITS, FAILS]
+
+
+def test_32_bit_weights_are_loaded_as_16() -> None:
+    wide = one(asked(model=Model("coder", {**QWEN_7B, "torch_dtype": "float32"})))
+    assert wide["plan"]["cards"][0]["parts"]["weights"] == one(asked())["plan"]["cards"][0]["parts"]["weights"]
+    assert wide["plan"]["kv_bytes_per_token"] == one(asked())["plan"]["kv_bytes_per_token"]
+
+
+def test_the_longest_context_is_that_of_the_engine_s_check() -> None:
+    scaled = {**QWEN_7B, "max_position_embeddings": 8192, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    assert one(asked(model=Model("long", scaled), context=32768))["verdict"] == FITS
+    shorter = {**QWEN_7B, "max_sequence_length": 2048}
+    assert one(asked(model=Model("short", shorter), context=None))["context"] == 2048
+
+
+def test_texts_to_embed_leave_the_model_s_own_limit_to_the_engine() -> None:
+    made = one(asked(model=Model("small", SMALL), task="embed", context=None))
+    assert (made["verdict"], made["context"]) == (FITS, None)
+
+
+def test_a_batch_bounds_the_sequences() -> None:
+    assert one(asked(flags={"max-num-batched-tokens": 128}))["parallel"] <= 128
+    assert one(asked(flags={"max-num-batched-tokens": "2k"}))["verdict"] == FITS
+
+
+def test_models_that_need_bfloat16_are_refused_before_ampere() -> None:
+    gemma = {**SMALL, "model_type": "gemma2", "head_dim": 64, "torch_dtype": "bfloat16"}
+    made = one(asked(model=Model("gemma", gemma), cards=(card_named("T4"),), context=1024))
+    assert made["verdict"] == FAILS
+    assert "bfloat16" in made["problem"]
+
+
+def test_a_wish_for_unequal_tensor_parallel_is_taken_at_its_word() -> None:
+    pair = (CARD, card_named("RTX 3090"), card_named("RTX 3060"))[1:]
+    made = one(asked(cards=pair, flags={"tensor-parallel-size": 2}, context=4096))
+    assert len(made["plan"]["cards"]) == 2
+    assert "unequal" not in made["reason"]

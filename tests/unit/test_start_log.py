@@ -36,7 +36,7 @@ def a_plan(**changes: float) -> dict[str, Any]:
         "parts": {"weights": {"likely": values["weights"]}},
         "pool": {"likely": values["pool"]},
     }
-    roomy = {"parts": {"weights": {"likely": 1.0}}, "pool": {"likely": 9 * values["pool"]}}
+    roomy = {"parts": {"weights": {"likely": 2 * values["weights"]}}, "pool": {"likely": 9 * values["pool"]}}
     return {"cards": [roomy, card], "concurrency": values["concurrency"], "context": 8192}
 
 
@@ -72,7 +72,7 @@ def test_no_log_has_no_figures() -> None:
     assert logged_figures([]) == logged_figures(["nothing of that kind"]) == {}
 
 
-def test_the_plan_s_figures_are_those_of_the_tightest_card() -> None:
+def test_the_plan_s_figures_are_the_smallest_of_all_cards() -> None:
     assert planned_figures(a_plan()) == {
         "weights_bytes": 14.25 * GIB,
         "pool_bytes": 4.5 * GIB,

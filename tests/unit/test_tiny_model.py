@@ -8,11 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils import model_files
+from ansible_collections.gpurig.llm.plugins.module_utils.vram.architecture import read_config
 from ansible_collections.gpurig.llm.tests.tiny_model import make as tiny
 from ansible_collections.gpurig.llm.tests.tiny_model.make import Shape
 
@@ -55,8 +58,9 @@ def spoken(tokens: list[str]) -> str:
     return bytes(letters[letter] for token in tokens[:-1] for letter in token).decode()
 
 
-def test_any_token_leads_to_the_answer_and_tools_lead_to_a_call(tmp_path: Path) -> None:
-    model = tiny.make(tmp_path / "m")
+@pytest.mark.parametrize("architecture", tiny.ARCHITECTURES)
+def test_any_token_leads_to_the_answer_and_tools_lead_to_a_call(tmp_path: Path, architecture: str) -> None:
+    model = tiny.make(tmp_path / "m", Shape(architecture=architecture))
     for token in ("a", "\u00ff", tiny.TURN):
         said = answer_after(model, token)
         assert (spoken(said), said[-1]) == (tiny.ANSWER, tiny.TURN_END)
@@ -104,6 +108,62 @@ def test_the_same_bytes_each_time(tmp_path: Path) -> None:
     assert hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest() == (
         "49aa1b72c0187697f828568f99114ffa0eeedb7ae333fef86a49f55ef88e0364"
     )
+
+
+@pytest.mark.parametrize(
+    ("architecture", "sha256"),
+    [
+        ("llama", "8f4cf444f69daa04bf2e953ea112e1fc0ff42c094dad689b5e67a630217cf422"),
+        ("qwen2", "b73ae0034d76babd6626d788dd69c2ba53796ae09d00d49b3baaf3bccd1a752b"),
+        ("mistral", "baa0af46a4fceb165d096dcac2498f1fb744c7fe2b971af2ad695b6129d08bb9"),
+        ("gemma3_text", "1591891252623d49e1b3cee2a922cb3522127762da1a6d01703a2cf6d1f78e3d"),
+        ("mixtral", "79714975ee47c1da55d0b8e81dfadc0f7fc7fd0f4c02c6c0604740a0483bc176"),
+        ("deepseek_v2", "fa660cc9cd702ecfda61b38725a8173dac9eee3ff93b716f08734b24539461ef"),
+    ],
+)
+def test_each_architecture_has_its_bytes(architecture: str, sha256: str) -> None:
+    """Taken as above; the engines' logs that other tests expect are those of these models."""
+    found = tiny.files(Shape(architecture=architecture, layers=3, kv_heads=1, window=300))
+    assert hashlib.sha256(b"".join(found[name] for name in sorted(found))).hexdigest() == sha256
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kinds", "window", "tensor"),
+    [
+        ("llama", {"full": 5}, None, "mlp.gate_proj"),
+        ("qwen2", {"full": 5}, None, "self_attn.q_proj.bias"),
+        ("mistral", {"sliding": 5}, 300, "mlp.gate_proj"),
+        ("gemma3_text", {"sliding": 3, "full": 2}, 300, "self_attn.q_norm"),
+        ("mixtral", {"full": 5}, None, "block_sparse_moe.experts.3.w2"),
+        ("deepseek_v2", {"mla": 5}, None, "self_attn.kv_a_proj_with_mqa"),
+    ],
+)
+def test_each_architecture_keeps_what_its_family_keeps(
+    architecture: str, kinds: dict[str, int], window: int | None, tensor: str
+) -> None:
+    """As the memory planner reads config.json, which is what the engine reads, too."""
+    shape = Shape(architecture=architecture, layers=5, kv_heads=1, window=300)
+    found = read_config(json.loads(tiny.files(shape)["config.json"]))
+    assert found.kinds() == kinds
+    assert found.layers[0].attention.window == window
+    assert found.is_moe == (architecture == "mixtral")
+    names = tiny.tensors(shape)
+    assert any(name.startswith(f"model.layers.4.{tensor}") for name in names)
+
+
+def test_gemma_stores_what_is_added_to_one(tmp_path: Path) -> None:
+    found = weights(tiny.make(tmp_path / "m", Shape(architecture="gemma3_text")) / "model.safetensors")
+    layer = {name.removeprefix("model.layers.0."): values for name, (_shape, values) in found.items()}
+    assert set(found["model.norm.weight"][1]) == set(layer["input_layernorm.weight"]) == {0.0}
+    assert layer["post_attention_layernorm.weight"][0] == pytest.approx(tiny.NOISE - 1, abs=0.005)
+
+
+def test_the_program_takes_the_shape(tmp_path: Path) -> None:
+    options = ["--architecture", "gemma3_text", "--layers", "3", "--kv-heads", "1", "--window", "128"]
+    subprocess.run([sys.executable, tiny.__file__, str(tmp_path / "m"), *options], check=True, timeout=60)
+    config = json.loads((tmp_path / "m/config.json").read_text("utf-8"))
+    assert (config["num_key_value_heads"], config["sliding_window"]) == (1, 128)
+    assert config["layer_types"] == ["sliding_attention", "sliding_attention", "full_attention"]
 
 
 def test_prompts_are_counted_in_bytes_and_specials() -> None:

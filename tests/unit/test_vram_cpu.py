@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils.vllm_config import CPU_KV_BYTES
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.architecture import read_config
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.headers import HeaderError, Tensor
-from ansible_collections.gpurig.llm.plugins.module_utils.vram.kv import layout
+from ansible_collections.gpurig.llm.plugins.module_utils.vram.kv import concurrent_batches, layout
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.plan_cpu import logged_tokens, parse_bytes, plan_cpu
 from ansible_collections.gpurig.llm.plugins.module_utils.vram.request import (
     FAILS,
@@ -144,6 +144,37 @@ def test_older_versions_count_the_tokens_by_groups() -> None:
     assert found.logged_tokens(pool, context, batched, (0, 33, 0)) == int(concurrency * context)
 
 
+def test_a_window_keeps_two_batches_on_cards_from_0_26_on() -> None:
+    """Gemma 4 31B with 262,144 tokens and a batch of 32,768 (vllm-project/vllm issue 49878): 45.79 GiB needed in 0.25,
+    70.79 GiB by the error of 0.26.0.
+    """
+    config = {
+        "model_type": "gemma4_text", "num_hidden_layers": 60, "num_attention_heads": 32, "num_key_value_heads": 16,
+        "head_dim": 256, "global_head_dim": 512, "num_global_key_value_heads": 4, "hidden_size": 5376,
+        "intermediate_size": 21504, "vocab_size": 262144, "sliding_window": 1024, "max_position_embeddings": 262144,
+        "layer_types": (["sliding_attention"] * 5 + ["full_attention"]) * 10,
+    }  # fmt: skip
+    arch = read_config(config)
+    needed = {
+        version: layout(arch, batches=concurrent_batches(version)).request_bytes(262144, 32768) / GIB
+        for version in ((0, 25, 1), (0, 26, 0))
+    }
+    assert [round(size, 2) for size in needed.values()] == [45.79, 70.79]
+
+
+@pytest.mark.parametrize(("global_head_dim", "blocks"), [(512, [128, 256]), (256, [128, 512]), (160, [128, 128])])
+def test_blocks_of_smaller_pages_grow_by_a_whole_factor_or_are_padded(global_head_dim: int, blocks: list[int]) -> None:
+    """unify_kv_cache_spec_page_size in 0.32.0; the window's pages are those of 8 heads of 128 numbers."""
+    config = {
+        "model_type": "gemma4_text", "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 8,
+        "head_dim": 128, "global_head_dim": global_head_dim, "num_global_key_value_heads": 1, "hidden_size": 256,
+        "sliding_window": 256, "layer_types": ["sliding_attention", "full_attention"],
+    }  # fmt: skip
+    found = layout(read_config(config), block_tokens=128)
+    assert sorted(group.block_tokens for group in found.groups) == blocks
+    assert found.block_bytes == 128 * 2 * 8 * 128 * 2
+
+
 # --- verdicts ----------------------------------------------------------------------------------------------------
 
 
@@ -185,7 +216,10 @@ def test_weights_and_kv_must_fit_into_the_machine() -> None:
     assert made.verdict == FAILS
     assert "14.96 GiB of weights" in made.reason or "14.99 GiB of weights" in made.reason
     best = made.remedies[0]
-    assert (best.action, best.verdict) == ("no more memory for KV than needed (kv-cache-memory-bytes 1040M)", FITS)
+    assert (best.action, best.verdict) == (
+        "no more memory for KV than needed (kv-cache-memory-bytes: 1040M under flags)",
+        FITS,
+    )
     assert "a sibling in awq, 4 bit" in [remedy.action for remedy in made.remedies]
     tight = ask(LLAMA_8B, "2G", memory_bytes=17.2 * GIB, context=8192)
     assert (tight.verdict, "leave the engine itself too little" in tight.reason) == (UNKNOWN, True)
@@ -251,7 +285,9 @@ def test_what_the_build_cannot_do_is_refused(config: dict[str, Any], wishes: dic
     assert made.verdict == FAILS
     assert re.search(words, made.reason), made.reason
     if "kv_dtype" in wishes:
-        assert ("leave kv-cache-dtype out", FITS) in [(remedy.action, remedy.verdict) for remedy in made.remedies]
+        assert ("leave kv-cache-dtype out of flags", FITS) in [
+            (remedy.action, remedy.verdict) for remedy in made.remedies
+        ]
 
 
 def test_amx_changes_the_blocks_of_latent_attention() -> None:
@@ -338,7 +374,7 @@ def test_remedies_that_promise_a_fit_keep_it(name: str, kv_bytes: int, context: 
         (remedy.verdict for remedy in made.remedies), key=[FITS, UNKNOWN, FAILS].index
     )
     for remedy in made.remedies:
-        if remedy.verdict == FITS and "max-model-len" in remedy.action:
+        if remedy.verdict == FITS and remedy.action.startswith("shorter context"):
             flags = remedy.flags
             kept = at(name, flags["kv-cache-memory-bytes"], context=flags["max-model-len"], concurrency=concurrency)
             assert kept.verdict == FITS

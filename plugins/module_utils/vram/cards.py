@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from ..gpu_model import CUDA_TOTAL_MIB
+from ..gpu_selection import VARIANTS
 from .request import Card, PlanError
 
 CAPABILITY = {
@@ -36,6 +37,14 @@ def _short(name: str) -> str:
     return name
 
 
+def _is_form_of(name: str, wanted: str) -> bool:
+    """Whether `name` is `wanted` in one of the forms that it is sold in (SXM, PCIe), and no other product (Ti, Ada)."""
+    more = name.removeprefix(wanted)
+    if not name.startswith(wanted) or more[:1] not in {" ", "-"}:
+        return False
+    return not more[1:].startswith((*VARIANTS, "ada"))
+
+
 def card_named(name: str, number: int = 0) -> Card:
     """A card of the catalogue by its product name, with or without the maker's words: 'RTX 4090', 'NVIDIA L4'.
 
@@ -47,11 +56,11 @@ def card_named(name: str, number: int = 0) -> Card:
     totals |= {product: int(size * (1 << 30)) for product, size in LOGGED_GIB.items()}
     wanted = _short(name.strip()).lower()
     exact = [product for product in totals if _short(product).lower() == wanted]
-    found = exact or [product for product in totals if wanted and _short(product).lower().startswith(wanted)]
+    found = exact or [product for product in totals if wanted and _is_form_of(_short(product).lower(), wanted)]
     if len(found) != 1:
         known = ", ".join(_short(product) for product in found or totals)
         what = "stands for several" if found else "is not in the catalogue"
-        raise PlanError(f"card {name!r} {what}; known are {known}, or give its total memory in bytes")
+        raise PlanError(f"card {name!r} {what}; known are {known}, or name a near one of the same memory")
     return Card(found[0], totals[found[0]], capability=_capability(found[0]), uuid=f"{found[0]}#{number}")
 
 

@@ -10,7 +10,7 @@ a logged pool median 0.02 % off, most of it the log's own rounding (tests/benchm
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from .architecture import Architecture, Attention
@@ -19,8 +19,11 @@ KV_BYTES = {"auto": 0.0, "bfloat16": 2.0, "float16": 2.0, "fp8": 1.0, "fp8_e4m3"
 BLOCK_TOKENS = 16
 """vLLM's default block on CUDA cards; on the processor it is longer (plan_cpu.py)."""
 TOKENS_BY_CONCURRENCY = (0, 21, 0)
-"""From this version on the log's token figure is concurrency x max_model_len. Read in 0.18.2 and 0.32.0; public logs of
-hybrid models agree on both sides (0.18 to 0.20, 0.28)."""
+"""From this version on the log's token figure is concurrency x max_model_len: one model went from 55,000 tokens in
+0.20.0 to 525,000 in 0.21.0 with the same pool (vllm-project/vllm issue 43308)."""
+TWO_BATCHES = (0, 26, 0)
+"""From this version on a window keeps the tokens of two batches on cards, where scheduling runs ahead of computing
+(VllmConfig.max_in_flight_tokens, vllm-project/vllm pull request 47728); on the processor it does not."""
 INDEXER_BYTES = 132
 """DeepSeek sparse attention: 128 bytes of FP8 key and a 4 byte scale per token and layer (vLLM, DeepseekV32Indexer)."""
 STATE_BYTES = 4
@@ -55,6 +58,7 @@ class KvLayout:
     ranks: int = 1
     v1: bool = True
     block_tokens: int = BLOCK_TOKENS
+    batches: int = 1
 
     def blocks(self, pool_bytes: float) -> int:
         """Blocks that a pool of so many bytes holds; zero when it is negative."""
@@ -69,7 +73,7 @@ class KvLayout:
             elif group.window is None:
                 total += ceil(ceil(tokens / self.ranks) / group.block_tokens)
             else:
-                kept = min(group.window - 1 + batched_tokens, tokens)
+                kept = min(group.window - 1 + self.batches * batched_tokens, tokens)
                 total += ceil(kept / group.block_tokens) + 1
         return total
 
@@ -122,6 +126,11 @@ def kv_element_bytes(kv_dtype: str, arch: Architecture) -> float:
     return KV_BYTES[kv_dtype] or min(arch.dtype_bytes, 4)
 
 
+def concurrent_batches(version: tuple[int, int, int]) -> int:
+    """Batches whose tokens a window keeps on a card, with vLLM's default of asynchronous scheduling."""
+    return 2 if version >= TWO_BATCHES else 1
+
+
 def layer_token_bytes(attention: Attention, element_bytes: float, tp: int) -> float:
     """Bytes that one token takes in one layer on one card; zero for layers without a growing cache.
 
@@ -152,11 +161,12 @@ def layout(
     windows: bool = True,
     v1: bool = True,
     block_tokens: int = BLOCK_TOKENS,
+    batches: int = 1,
 ) -> KvLayout:
     """The layout on one card. `layers`: those of a pipeline rank; `ranks`: decode context parallel size.
 
     `windows` False: layers of all kinds at full length, as V0 and V1 before 0.10 have it. `block_tokens`: --block-size.
-    Raises KvError.
+    `batches`: how many are computed at once, see `concurrent_batches`. Raises KvError.
     """
     element = kv_element_bytes(kv_dtype, arch)
     chosen = arch.layers[slice(*layers)] if layers else arch.layers
@@ -178,13 +188,14 @@ def layout(
     if not buckets and not states:
         if layers is None or tuple(layers) == (0, len(arch.layers)):
             raise KvError("none of the model's layers has a cache: it is no decoder that vLLM serves")
-        return KvLayout(1, (), 0, 0, ranks, v1, block_tokens)  # a pipeline rank of layers without one
+        return KvLayout(1, (), 0, 0, ranks, v1, block_tokens, batches)  # a pipeline rank of layers without one
     if not states and len({(kind, window) for kind, window, _size in buckets}) == 1:
         (kind, window), whole = next((k[0], k[1]) for k in buckets), sum(k[2] * n for k, n in buckets.items())
         page = int(whole * block_tokens)
         group = Group(kind, len(chosen), block_tokens, window)
-        return KvLayout(page, (group,), whole, 0, ranks, v1, block_tokens)
-    return _grouped(buckets, states, state_bytes, per_token, ranks, v1, block_tokens)
+        return KvLayout(page, (group,), whole, 0, ranks, v1, block_tokens, batches)
+    grouped = _grouped(buckets, states, state_bytes, per_token, ranks, v1, block_tokens)
+    return replace(grouped, batches=batches)
 
 
 def _grouped(

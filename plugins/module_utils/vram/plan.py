@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from math import floor
 from typing import Any
 
+from ..vllm_config import longest_context
 from .architecture import Architecture, ConfigError, read_config
 from .engine_vllm import (
     CONTEXT,
@@ -33,7 +34,7 @@ from .engine_vllm import (
     v0_chunk,
 )
 from .headers import HeaderError, Tensor
-from .kv import KvError, KvLayout, layout
+from .kv import KvError, KvLayout, concurrent_batches, layout
 from .plan_llama import plan_llama
 from .request import FAILS, FITS, UNKNOWN, Card, CardPlan, Plan, PlanError, Remedy, Request, Wishes, span
 from .tensors import Quantization, derive, quantization_named, read_quantization
@@ -56,6 +57,8 @@ CAPABILITY = {
 8.9 and 10.0 as weight-only formats. bfloat16 itself needs 8.0."""
 FP8_KV = (8, 9)
 """Least capability at which 8-bit KV is offered (vLLM's documentation, quantized KV cache)."""
+NO_HALF = frozenset({"gemma2", "gemma3", "gemma3_text", "glm4"})
+"""Models that vLLM refuses in float16 (vllm/config/model.py, _FLOAT16_NOT_SUPPORTED_MODELS)."""
 OUT_OF_CORE = {"gguf": "vllm-gguf-plugin", "bnb4": "vllm-bnb-plugin", "int8_bnb": "vllm-bnb-plugin"}
 """Formats that left vLLM's core in 0.33; the plugin that reads them."""
 
@@ -101,7 +104,7 @@ def plan(request: Request, with_remedies: bool = True, always_remedies: bool = F
     are given. always_remedies: also those of a plan that fits, for a start that fails all the same. Raises PlanError
     for a wrong request, ConfigError and HeaderError for a model that cannot be read.
     """
-    _check(request)
+    check(request)
     if request.engine in {"llama_cpp", "ollama"}:
         return plan_llama(request)
     facts = _facts(request)
@@ -114,7 +117,8 @@ def plan(request: Request, with_remedies: bool = True, always_remedies: bool = F
     return _as_plan(facts, attempt, remedies)
 
 
-def _check(request: Request) -> None:
+def check(request: Request) -> None:
+    """Raise PlanError naming a wish that no engine can be asked for."""
     wishes = request.wishes
     if request.engine not in {"vllm", "llama_cpp", "ollama"}:
         raise PlanError(f"engine {request.engine!r} is not known; known are vllm, llama_cpp, ollama")
@@ -136,6 +140,11 @@ def _check(request: Request) -> None:
 def _facts(request: Request) -> _Facts:
     model = request.model
     arch = read_config(model.config, model.vision_parameters)
+    arch = replace(
+        arch,
+        dtype_bytes=min(arch.dtype_bytes, 2),  # 32 bit is loaded as 16 (vllm/config/model.py)
+        max_position=longest_context(model.config) or arch.max_position,
+    )
     stored = read_quantization(model.config)
     named = quantization_named(model.quantization) if model.quantization else Quantization()
     online = stored.scheme == "none" and named.scheme.startswith("fp8") and model.tensors is not None
@@ -160,6 +169,8 @@ def _refusal(facts: _Facts) -> str:
             have, need = (".".join(map(str, pair)) for pair in (card.capability, needed))
             what = f"the format {scheme}" if scheme != "none" else "vLLM"
             return f"{what} needs compute capability {need}, {card.name} has {have}; llama.cpp runs on it"
+    if _needs_half(facts) and facts.arch.model_type in NO_HALF:
+        return f"{facts.arch.model_type} loses its numbers in float16, and cards before Ampere have no bfloat16"
     if scheme in OUT_OF_CORE and facts.version >= (0, 33, 0):
         return f"vLLM 0.33 reads {scheme} only with the plugin {OUT_OF_CORE[scheme]}; llama.cpp reads GGUF itself"
     return ""
@@ -180,12 +191,11 @@ def _parallel(facts: _Facts) -> Iterator[tuple[Split, tuple[Card, ...]]]:
         tp, pp = wishes.tensor_parallel or 1, wishes.pipeline_parallel or 1
         yield Split(tp, pp, wishes.layer_partition if pp > 1 else ()), cards[: tp * pp]
         return
-    by_size = tuple(sorted(cards, key=lambda card: card.others_bytes - card.total_bytes))
-    yield Split(), by_size[:1]
+    yield Split(), cards[:1]  # an engine of one rank takes the first card it is given
     heads = max((layer.attention.q_heads for layer in facts.arch.layers), default=0)
     layers = len(facts.arch.layers)
     for count in range(2, len(cards) + 1):
-        chosen = by_size[:count]
+        chosen = cards[:count]
         if (not _unequal(chosen) or wishes.allow_unequal) and heads and heads % count == 0:
             yield Split(count), chosen
         if count <= layers:
@@ -226,8 +236,9 @@ def _sequences(facts: _Facts) -> Iterator[Wishes]:
     if wishes.max_num_seqs is not None or wishes.explicit:
         yield wishes
         return
+    most = wishes.max_num_batched_tokens or SEQUENCES[0]  # vLLM refuses more sequences than tokens in a batch
     for count in SEQUENCES:
-        if count >= wishes.concurrency or count == SEQUENCES[0]:
+        if count <= most and (count >= wishes.concurrency or count == SEQUENCES[0]):
             yield replace(wishes, max_num_seqs=count)
 
 
@@ -252,7 +263,14 @@ def _attempt(facts: _Facts, wishes: Wishes, split: Split, cards: tuple[Card, ...
     ranges = partition_layers(len(arch.layers), split)
     layouts = tuple(
         layout(
-            arch, wishes.kv_dtype, tp, wishes.context_parallel, ranges[rank], accounting.grouped_windows, accounting.v1
+            arch,
+            wishes.kv_dtype,
+            tp,
+            wishes.context_parallel,
+            ranges[rank],
+            accounting.grouped_windows,
+            accounting.v1,
+            batches=concurrent_batches(facts.version),
         )
         for rank in range(pp)
     )
@@ -319,7 +337,7 @@ def _split_problem(arch: Architecture, split: Split, cards: Sequence[Card], wish
         sizes = ", ".join(f"{card.name} {card.total_bytes / GIB:.1f} GiB" for card in cards)
         return (
             f"tensor parallel over unequal cards ({sizes}) wastes the larger one: use pipeline parallel or one card "
-            "each, or allow it"
+            "each, or ask for it with tensor-parallel-size"
         )
     return ""
 
@@ -482,6 +500,14 @@ def _why(facts: _Facts, attempt: _Attempt) -> list[str]:
         reasons.append(f"max-num-seqs {attempt.shape.max_num_seqs}: the most that starts with this context")
     if given.context is None and not wishes.explicit:
         reasons.append(f"max-model-len {attempt.context}: the longest that fits at the low end, in steps of 1024")
+    first, *others = facts.request.cards
+    larger = max(
+        (card for card in others if card.total_bytes > first.total_bytes * (1 + UNEQUAL)),
+        key=lambda card: card.total_bytes,
+        default=None,
+    )
+    if attempt.tp * attempt.pp == 1 and larger:
+        reasons.append(f"the first card of the role is used, {first.name}; {larger.name} is larger: name it first")
     if attempt.tp > 1:
         reasons.append(f"tensor-parallel-size {attempt.tp}: one card alone is too small, the cards are equal")
     if attempt.pp > 1:
@@ -554,18 +580,24 @@ def _changes(facts: _Facts, failed: _Attempt) -> Iterator[tuple[str, Request]]:
     if wishes.utilization is not None:
         yield "let the plan choose the memory fraction", changed(utilization=None)
     if failed.shape.max_num_seqs > 16:
-        yield "fewer sequences at once (max-num-seqs 16)", changed(max_num_seqs=16)
+        yield "fewer requests at once (parallel: 16)", changed(max_num_seqs=16)
     if wishes.concurrency > 1:
         yield "guarantee one request of full length instead of several", changed(concurrency=1)
     if SMALLEST_CONTEXT <= failed.largest < failed.context:
-        yield f"shorter context (max-model-len {failed.largest})", changed(context=failed.largest)
+        yield f"shorter context (context: {failed.largest})", changed(context=failed.largest)
     fp8_kv = wishes.kv_dtype == "auto" and all((card.capability or FP8_KV) >= FP8_KV for card in request.cards)
     if fp8_kv:
-        yield "store KV in 8 bit (kv-cache-dtype fp8)", changed(kv_dtype="fp8")
+        yield "store KV in 8 bit (kv-cache-dtype: fp8 under flags)", changed(kv_dtype="fp8")
     if not failed.shape.eager:
-        yield "no CUDA graphs (enforce-eager): slower, for experts much slower", changed(enforce_eager=True)
-    if len(request.cards) > failed.tp * failed.pp:
-        yield "spread over all cards", changed(tensor_parallel=None, pipeline_parallel=None)
+        yield (
+            "no CUDA graphs (enforce-eager: true under flags): slower, for experts much slower",
+            changed(enforce_eager=True),
+        )
+    if len(request.cards) > failed.tp * failed.pp or (wishes.tensor_parallel or 1) > len(request.cards):
+        yield (
+            "leave tensor-parallel-size and pipeline-parallel-size to the plan",
+            changed(tensor_parallel=None, pipeline_parallel=None),
+        )
     if facts.quantization.scheme == "none":
         for name in ("fp8", "awq"):
             sibling = replace(request.model, tensors=None, quantization=name, name=f"{request.model.name} in {name}")
@@ -589,7 +621,7 @@ def _llama_remedy(facts: _Facts) -> list[Remedy]:
         found = plan_llama(replace(request, model=sibling, engine="llama_cpp", wishes=wishes, version=None))
     except (ConfigError, KvError, KeyError):
         return []
-    layers = found.flags.get("n-gpu-layers", 0)
+    layers = min(found.flags.get("n-gpu-layers", 0), len(facts.arch.layers))  # it counts the output layer, too
     action = f"llama.cpp with a Q4_K_M file, {layers} of {len(facts.arch.layers)} layers on the card"
     return [Remedy(action, f"{found.verdict}: {found.reason}", found.verdict, found.flags)]
 

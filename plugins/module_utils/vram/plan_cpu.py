@@ -36,7 +36,7 @@ KV_DTYPES: Final = frozenset({"auto", "fp8", "fp8_e4m3", "fp8_e5m2"})
 STATE_SHARE: Final = 0.1
 """How far the sum of a model with recurrent states may be off: vLLM enlarges its blocks by rules of each family."""
 PROCESS_GIB: Final = (0.9, 1.0, 1.5)
-"""Python, torch and the engine beside weights and KV: 0.95 GiB for a model of 0.25 MB; 1.3 GiB with compilation."""
+"""Python, torch and the engine beside weights and KV, measured with a model of 0.25 MB: 0.93; 1.38 with compilation."""
 WITHOUT_CACHE: Final = frozenset(
     {"bert", "roberta", "xlm-roberta", "modernbert", "nomic_bert", "new", "gte", "camembert", "distilbert"}
 )
@@ -342,20 +342,28 @@ def _changes(facts: _Facts, failed: Plan) -> Iterator[tuple[str, Request, int]]:
 
     if kv is not None and failed.need_bytes > facts.usable_bytes * (1 - facts.band):
         if 0 < failed.largest_context < failed.context:
-            shorter = f"shorter context (max-model-len {failed.largest_context})"
+            shorter = f"shorter context (context: {failed.largest_context})"
             yield shorter, changed(context=failed.largest_context), facts.kv_bytes
         more = _kv_mib(facts, failed, kv)
-        yield f"more memory for KV (kv-cache-memory-bytes {more}M)", changed(), more * MIB
+        yield f"more memory for KV (kv-cache-memory-bytes: {more}M under flags)", changed(), more * MIB
         if wishes.concurrency > 1:
             yield "guarantee one request of full length instead of several", changed(concurrency=1), facts.kv_bytes
         if wishes.kv_dtype == "auto" and not _kv_dtype_problem(facts.arch, "fp8"):
-            yield "store KV in 8 bit (kv-cache-dtype fp8; it takes AVX-512)", changed(kv_dtype="fp8"), facts.kv_bytes
+            yield (
+                "store KV in 8 bit (kv-cache-dtype: fp8 under flags; takes AVX-512)",
+                changed(kv_dtype="fp8"),
+                facts.kv_bytes,
+            )
     if _kv_dtype_problem(facts.arch, wishes.kv_dtype):
-        yield "leave kv-cache-dtype out", changed(kv_dtype="auto"), facts.kv_bytes
+        yield "leave kv-cache-dtype out of flags", changed(kv_dtype="auto"), facts.kv_bytes
     if _memory_problem(facts)[1]:
         if kv is not None and _kv_mib(facts, failed, kv) * MIB < facts.kv_bytes:
             less = _kv_mib(facts, failed, kv)
-            yield f"no more memory for KV than needed (kv-cache-memory-bytes {less}M)", changed(), less * MIB
+            yield (
+                f"no more memory for KV than needed (kv-cache-memory-bytes: {less}M under flags)",
+                changed(),
+                less * MIB,
+            )
         if read_quantization(request.model.config).scheme == "none" and not request.model.quantization:
             sibling = replace(request.model, tensors=None, quantization="awq", name=f"{request.model.name} in awq")
             yield "a sibling in awq, 4 bit", replace(request, model=sibling, wishes=wishes), facts.kv_bytes
