@@ -12,6 +12,12 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
+from .container_plan import GPU as CONTAINER_GPU
+from .container_plan import SOURCES as CONTAINER_SOURCES
+from .driver_choice import MODULES as DRIVER_MODULES
+from .driver_choice import SOURCES as DRIVER_SOURCES
+from .driver_choice import STATES as DRIVER_STATES
+from .driver_packages import BRANCHES
 from .engine_flags import owned
 from .firmware_verdicts import CHECKS, expectation_problems
 from .gpu_model import normalize_pci
@@ -34,6 +40,9 @@ from .vllm_config import ConfigError, config_for
 PREFIX: Final = "rig_"
 POWER_UNIT: Final = "gpu-power"
 """The service that the role gpu_power installs; an instance of this name would replace it."""
+PAGE: Final = "open-webui"
+"""The service that the role open_webui installs, likewise."""
+PAGE_PORT: Final = 8080
 
 TEXT, WHOLE, NUMBER, SWITCH = "text", "whole number", "number", "switch"
 MAPPING, NAMES, LIST, FLAGS = "mapping", "names", "list", "flags"
@@ -158,6 +167,21 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             "a variable's name of letters, digits and underscores", _matches(r"[A-Za-z_][A-Za-z0-9_]*")
         ),
         "path": Form("an absolute path or one that begins with ~/, without ..", _is_path),
+        "mail": Form("a mail address such as admin@example.org", _matches(r"[^@\s;]+@([^@\s;]+\.[^@\s;]+|localhost)")),
+        "tunnel": Form(
+            "a name of 1 to 33 small letters, digits and hyphens that begins with a letter or digit",
+            _matches(r"[a-z0-9][a-z0-9-]{0,32}"),
+            _name_advice,
+        ),
+        "host_key": Form(
+            "a host key such as 'ssh-ed25519 AAAA...', as 'ssh-keyscan -t ed25519 ADDRESS' prints it after the address",
+            _matches(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{60,}={0,3}"),
+        ),
+        "api": Form(
+            "the base URL of an OpenAI-compatible API that ends in /v1, without a key in it",
+            _matches(r"https?://[^\s/@?#]+(/[^\s@?#]*)?/v1"),
+        ),
+        "origin": Form("an address without a path, such as https://chat.example.org", _matches(r"https?://[^\s/@;]+")),
         "relative": Form(
             "a path inside the package, without a leading / and without ..",
             lambda text: bool(text) and not text.startswith("/") and ".." not in text.split("/"),
@@ -167,6 +191,11 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
         "repo": Form("the hub's name of a model in the form organisation/name", _is_repo, _repo_advice),
         "revision": Form("a commit of exactly 40 hex digits", _matches(r"[0-9a-f]{40}"), _revision_advice),
         "sha256": Form("a SHA-256 of exactly 64 hex digits", _matches(r"[0-9a-f]{64}"), _sha256_advice),
+        "sha256_given": Form(
+            "a SHA-256 of exactly 64 hex digits",
+            _matches(r"[0-9a-f]{64}"),
+            lambda value, _siblings: f"It has {len(value)} characters." if len(value) != 64 else _small_letters(value),
+        ),
         "uuid": Form("a card's UUID as 'nvidia-smi -L' prints it, GPU-xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx", _is_uuid),
         "capability": Form("a compute capability such as '8.0'", _matches(r"\d+(\.\d)?")),
         "pci": Form("a PCI address as 'lspci -D' prints it, such as 0000:17:00.0", _is_pci),
@@ -315,6 +344,32 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                 ),
             },
         ),
+        "rig_driver": Field(
+            MAPPING,
+            "the NVIDIA driver; without it the driver is judged and left",
+            default={},
+            keys={
+                "state": Field(
+                    TEXT,
+                    "given: judged and left; present: one that fits; latest: the newest of its branch",
+                    default=DRIVER_STATES[0],
+                    choices=DRIVER_STATES,
+                ),
+                "source": Field(TEXT, "where its packages come from", default="auto", choices=DRIVER_SOURCES),
+                "branch": Field(WHOLE, "its branch, such as 580; default by cards and engines", low=min(BRANCHES)),
+                "modules": Field(
+                    TEXT,
+                    "kernel modules built here (dkms) or signed by Canonical (signed)",
+                    default="auto",
+                    choices=DRIVER_MODULES,
+                ),
+                "keyring_sha256": Field(
+                    TEXT,
+                    "of the package that adds NVIDIA's repository; the run says how to read it",
+                    form="sha256_given",
+                ),
+            },
+        ),
         "rig_power": Field(
             MAPPING,
             "power policy",
@@ -405,6 +460,72 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                 },
             ),
         ),
+        "rig_webui": Field(
+            MAPPING,
+            "the page to chat on, Open WebUI; none by default",
+            default={},
+            keys={
+                "admin": Field(TEXT, "what its administrator signs in with; needed", form="mail"),
+                "port": Field(WHOLE, "on 127.0.0.1", default=PAGE_PORT, low=1, high=65535),
+                "connections": Field(
+                    LIST,
+                    "further APIs beside the host's own instances",
+                    default=[],
+                    items=Field(
+                        MAPPING,
+                        "one API",
+                        keys={
+                            "url": Field(TEXT, "its base URL", required=True, form="api"),
+                            "key_file": Field(
+                                TEXT, "file on the host with its key as NAME_API_KEY=...", form="path", hidden=True
+                            ),
+                            "takes_tools": Field(SWITCH, "it was told how to parse tool calls", default=False),
+                        },
+                    ),
+                ),
+                "task_model": Field(TEXT, "which model writes titles and the like; none by default", form="filled"),
+                "offline": Field(SWITCH, "it asks nothing of the internet", default=True),
+                "origins": Field(
+                    LIST,
+                    "where browsers may come from beside the loopback address",
+                    default=[],
+                    items=Field(TEXT, "such as https://chat.example.org", form="origin"),
+                ),
+            },
+        ),
+        "rig_container_engine": Field(
+            MAPPING,
+            "Docker on this host; none by default",
+            default={},
+            keys={
+                "wanted": Field(SWITCH, "have it even where no role needs it", default=False),
+                "source": Field(
+                    TEXT,
+                    "where a Docker that is not there yet comes from; auto: Docker's own repository",
+                    default="auto",
+                    choices=CONTAINER_SOURCES,
+                ),
+                "gpu": Field(
+                    TEXT, "containers get cards; auto: where a driver is loaded", default="auto", choices=CONTAINER_GPU
+                ),
+            },
+        ),
+        "rig_tunnels": Field(
+            LIST,
+            "engines of other hosts that are to be reached here, by ssh",
+            default=[],
+            items=Field(
+                MAPPING,
+                "one tunnel",
+                keys={
+                    "name": Field(TEXT, "names its service and its files", required=True, form="tunnel"),
+                    "host": Field(TEXT, "a host of the inventory", required=True, form="filled"),
+                    "instance": Field(TEXT, "an instance of that host", required=True, form="name"),
+                    "port": Field(WHOLE, "on 127.0.0.1 here", required=True, low=1, high=65535),
+                    "host_key": Field(TEXT, "the node's host key", required=True, form="host_key"),
+                },
+            ),
+        ),
         "rig_publish": Field(
             LIST,
             "what may be reached from beyond the host; nothing by default",
@@ -433,6 +554,9 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
         ),
         "rig_allow_reboot": Field(SWITCH, "the run may reboot the host", default=False),
         "rig_allow_driver_change": Field(SWITCH, "the run may install or change the GPU driver", default=False),
+        "rig_allow_container_engine_change": Field(
+            SWITCH, "the run may replace a Docker of somebody else's and stop containers for it", default=False
+        ),
         "rig_allow_model_deletion": Field(SWITCH, "the run may delete models that nothing names", default=False),
     }
 )
@@ -858,6 +982,8 @@ def _instance_problems(variables: Mapping[str, object]) -> Iterator[str]:
     for path, entry in entries:
         if _text_of(entry, "name") == POWER_UNIT:
             yield f"{path}.name: '{POWER_UNIT}' means the boot unit of the power limits. Choose another name."
+        if _text_of(entry, "name") == PAGE:
+            yield f"{path}.name: '{PAGE}' means the page of rig_webui. Choose another name."
         written = {key: value for key, value in entry.items() if isinstance(key, str)}
         instance = with_defaults(written)
         if instance["state"] == "absent":
@@ -917,6 +1043,46 @@ def _vllm_problems(path: str, instance: Mapping[str, object], model: Mapping[str
         yield from (f"{path}: {line}" for line in str(error).splitlines())
 
 
+def _webui_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    page = _mapping(variables["rig_webui"]) if _is_mapping(variables["rig_webui"]) else {}
+    if not page:
+        return
+    if "admin" not in page:
+        yield "rig_webui.admin: missing, needed a mail address such as admin@example.org. No mail is sent to it."
+    port, chats = page.get("port", PAGE_PORT), []
+    for path, entry in _entries(variables, "rig_instances"):
+        instance = with_defaults({key: value for key, value in entry.items() if isinstance(key, str)})
+        if instance["state"] == "absent":
+            continue
+        if instance["port"] == port and _is_whole(port):
+            written = "rig_webui.port" + ("" if "port" in page else " (not written)")
+            yield f"{written}: the port '{port}' is already used by {path}.port. Give each its own."
+        if instance["task"] == "chat" and isinstance(instance.get("name"), str):
+            chats.append(str(instance["name"]))
+    wanted = page.get("task_model")
+    if isinstance(wanted, str) and wanted and wanted not in chats and not page.get("connections"):
+        yield (
+            f"rig_webui.task_model: found '{wanted}', needed the name of a chat instance "
+            f"({_list_of_known(chats)}).{did_you_mean(wanted, chats)}"
+        )
+
+
+def _tunnel_problems(variables: Mapping[str, object]) -> Iterator[str]:
+    entries = _entries(variables, "rig_tunnels")
+    yield from _repeated(
+        [(f"{path}.name", name) for path, one in entries if (name := _text_of(one, "name"))], "the name"
+    )
+    ports = [(f"{path}.port", str(one["port"])) for path, one in entries if _is_whole(one.get("port"))]
+    for path, entry in _entries(variables, "rig_instances"):
+        instance = with_defaults({key: value for key, value in entry.items() if isinstance(key, str)})
+        if instance["state"] != "absent" and entries:
+            ports.insert(0, (f"{path}.port", str(instance["port"])))
+    page = variables.get("rig_webui")
+    if entries and _is_mapping(page) and page:
+        ports.insert(0, ("rig_webui.port", str(_mapping(page).get("port", PAGE_PORT))))
+    yield from (problem for problem in _repeated(ports, "the port") if problem.startswith("rig_tunnels"))
+
+
 def _publish_problems(variables: Mapping[str, object]) -> Iterator[str]:
     names = _named(variables, "rig_instances")
     allowed: list[tuple[str, str]] = []
@@ -953,6 +1119,8 @@ _CROSS_CHECKS: Final[Mapping[str, Callable[[Mapping[str, object]], Iterator[str]
         "rig_power": _power_problems,
         "rig_models": _model_problems,
         "rig_instances": _instance_problems,
+        "rig_webui": _webui_problems,
+        "rig_tunnels": _tunnel_problems,
         "rig_publish": _publish_problems,
     }
 )

@@ -5,9 +5,10 @@
 
     .venv/bin/python tests/hardware/capture.py [FILE]
 
-Runs gpu_info, firmware_info, and gpu_power in check mode, which wants each card at its own lowest limit, and prints the
-results as JSON (or writes FILE, to be kept as a fixture). UUIDs, serial numbers, the host's name and process ids are
-replaced. Exit code 1 when a module fails or a setter would have been called outside check mode.
+Runs gpu_info, firmware_info, nvidia_driver_plan as it judges a given driver for vLLM, and gpu_power in check mode,
+which wants each card at its own lowest limit, and prints the results as JSON (or writes FILE, to be kept as a fixture).
+UUIDs, serial numbers, the host's name and process ids are replaced. Exit code 1 when a module fails or a setter would
+have been called outside check mode.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+CHAT = {"name": "chat", "engine": "vllm", "device": "cuda"}
 PROGRAM = """
 import importlib, json, sys
 from ansible.module_utils.testing import patch_module_args
@@ -71,7 +73,12 @@ def main(words: list[str]) -> int:
         ]
         power = run("gpu_power", {"limits": limits, "config": config, "can_set_power": True}) if limits else {}
         written = [path.name for path in Path(config).iterdir()]
-    results = {"gpu_info": info, "firmware_info": run("firmware_info", {}), "gpu_power": power}
+    results = {
+        "gpu_info": info,
+        "firmware_info": run("firmware_info", {}),
+        "gpu_power": power,
+        "nvidia_driver_plan": run("nvidia_driver_plan", {"instances": [CHAT]}),
+    }
     text = json.dumps(scrub(results, known), indent=1, sort_keys=True) + "\n"
     if words:
         Path(words[0]).write_text(text, encoding="utf-8")

@@ -30,6 +30,7 @@ rig_gpus:
   - {{name: trainer, product: RTX 3090 Ti, pci: "0000:17:00.0"}}
   - {{name: host, product: RTX 4090}}
   - {{name: third, uuid: {UUID}}}
+rig_driver: {{state: latest, source: auto, branch: 580, modules: auto, keyring_sha256: {"c" * 64}}}
 rig_gpu_roles: {{inference: [host], training: [trainer, host, "{UUID}", "0000:65:00.0"]}}
 rig_power:
   limits: [{{gpu_role: training, limit_w: 350}}]
@@ -58,10 +59,20 @@ rig_instances:
   - {{name: chat, model: fetched, port: 8001, flags: {{threads: 4, jinja: true, lora: [a, b]}}}}
   - {{name: small, model: carried, engine: llama_cpp, device: cpu, context: 2048, parallel: 2, gpu_role: inference}}
   - {{name: gone, model: later, state: absent}}
+rig_webui:
+  admin: admin@example.org
+  port: 8090
+  connections: [{{url: "https://api.example.org/v1", key_file: /etc/keys/api.env, takes_tools: true}}]
+  task_model: small
+  origins: ["https://chat.example.org"]
+rig_tunnels:
+  - {{name: far, host: pod1, instance: chat, port: 18000, host_key: ssh-ed25519 {"A" * 68}}}
 rig_publish:
   - {{what: page, how: lan, consent: true}}
   - {{what: chat, how: proxy, consent: true}}
 rig_capabilities: {{can_set_power: true, can_reboot: false}}
+rig_container_engine: {{wanted: true, source: distribution, gpu: never}}
+rig_allow_container_engine_change: true
 rig_allow_reboot: true
 rig_allow_driver_change: false
 rig_allow_model_deletion: false
@@ -102,6 +113,10 @@ CASES: list[tuple[Any, ...]] = [
     ("rig_models/mine/local/pth", "/x", "rig_models.mine.local.pth: no such key. Did you mean path?"),
     ("rig_capabilities/can_rebot", True, "rig_capabilities.can_rebot: no such key. Did you mean can_reboot?"),
     ("rig_capabilities/1", True, "rig_capabilities.1: no such key."),
+    ("rig_container_engine/source", "dokcer", "rig_container_engine.source: found the text 'dokcer'", "mean docker?"),
+    ("rig_container_engine/gpu", True, "rig_container_engine.gpu: found true, needed one of auto, always, never."),
+    ("rig_container_engine/wante", True, "rig_container_engine.wante: no such key. Did you mean wanted?"),
+    ("rig_allow_container_engine_change", "yes", "rig_allow_container_engine_change: found the text 'yes', needed"),
     # types, and what YAML makes of things
     ("rig_kind", True, "rig_kind: found true, needed one of auto, metal, vm, pod, sandbox. Write it in quotes: YAML"),
     ("rig_kind", "metall", "rig_kind: found the text 'metall', needed one of", "Did you mean metal?"),
@@ -151,6 +166,17 @@ CASES: list[tuple[Any, ...]] = [
         "the command line as JSON: -e '{\"rig_allow_reboot\": true}').",
     ),
     ("rig_allow_reboot", 1, "rig_allow_reboot: found the number 1, needed true or false."),
+    (
+        "rig_driver",
+        {"state": "absent"},
+        "rig_driver.state: found the text 'absent', needed one of given, present, latest.",
+    ),
+    ("rig_driver", {"branch": "580"}, "rig_driver.branch: found the text '580', needed a whole number of at least"),
+    (
+        "rig_driver",
+        {"keyring_sha256": "ab"},
+        "rig_driver.keyring_sha256: found the text 'ab', needed a SHA-256 of exactly 64 hex digits. It has 2",
+    ),
     (
         "rig_capabilities/can_reboot",
         "no",
@@ -220,6 +246,29 @@ CASES: list[tuple[Any, ...]] = [
         "rig_instances[1].port (not written): the port '8000' is already used by",
         "rig_instances[0].port.",
     ),
+    # the page and the tunnels
+    ("rig_webui/admin", ..., "rig_webui.admin: missing, needed a mail address such as admin@example.org."),
+    ("rig_webui/admin", "admin", "rig_webui.admin: found the text 'admin', needed a mail address"),
+    ("rig_webui/port", 8001, "rig_webui.port: the port '8001' is already used by rig_instances[0].port."),
+    (
+        "rig_webui",
+        {"admin": "admin@localhost", "task_model": "smal"},
+        "rig_webui.task_model: found 'smal', needed the name of a chat instance",
+        "Did you mean small?",
+    ),
+    (
+        "rig_webui/connections/0/url",
+        "https://user:key@api.example.org/v1",
+        "rig_webui.connections[0].url: found the text",
+        "without a key in it",
+    ),
+    ("rig_webui/connections/0/url", "https://api.example.org", "rig_webui.connections[0].url: found", "ends in /v1"),
+    ("rig_webui/origins/0", "chat.example.org", "rig_webui.origins[0]: found", "https://chat.example.org"),
+    ("rig_instances/1/name", "open-webui", "rig_instances[1].name: 'open-webui' means the page of rig_webui."),
+    ("rig_tunnels/0/port", 8001, "rig_tunnels[0].port: the port '8001' is already used by rig_instances[0].port."),
+    ("rig_tunnels/0/port", 8090, "rig_tunnels[0].port: the port '8090' is already used by rig_webui.port."),
+    ("rig_tunnels/0/host_key", "SHA256:abc", "rig_tunnels[0].host_key: found", "ssh-keyscan"),
+    ("rig_tunnels/0/name", "Far", "rig_tunnels[0].name: found the text 'Far', needed a name", "Did you mean far?"),
     # cards and roles
     (
         "rig_gpus/0/pci",
