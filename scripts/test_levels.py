@@ -63,7 +63,10 @@ UNIT_PACKAGES = ("gcc", "libc6-dev", "patchelf")
 HOST_PACKAGES = (
     *("podman", "runc", "conmon", "netavark", "aardvark-dns", "iptables", "uidmap"),
     *("mmdebstrap", "busybox-static", "patchelf", "openssh-client", "git", "ca-certificates", "debian-archive-keyring"),
+    "gnupg",
 )
+# A browser for the page, an ssh server for the tunnel.
+E2E_PACKAGES = (*HOST_PACKAGES, "chromium", "chromium-driver", "openssh-server")
 
 
 @dataclass
@@ -611,7 +614,7 @@ def e2e(extra: list[str]) -> Outcome:
     """The whole thing on bare hosts that we build."""
     if not has_tests("tests/e2e"):
         return Outcome()
-    if problem := install_packages(HOST_PACKAGES):
+    if problem := install_packages(E2E_PACKAGES):
         return Outcome(failures=[problem])
     return pytest("tests/e2e", extra, *(() if extra else ("-n", "2", "--dist", "loadfile")), timeout_s=3600)
 

@@ -36,6 +36,10 @@ options:
     type: list
     elements: str
     default: []
+  where:
+    description: The variable of the inventory that gives the port, for the message.
+    type: str
+    default: rig_instances
 extends_documentation_fragment: [gpurig.llm.attributes]
 attributes:
   check_mode:
@@ -110,10 +114,13 @@ def main() -> None:
             "port": {"type": "int", "required": True},
             "rig": {"type": "dict", "required": True},
             "kept": {"type": "list", "elements": "str", "default": []},
+            "where": {"type": "str", "default": "rig_instances"},
         },
         supports_check_mode=True,
     )
     name, port, rig = module.params["name"], module.params["port"], module.params["rig"]
+    where = module.params["where"]
+    whom = "the instance" if where == "rig_instances" else "it"
     root = rig["root_dir"]
     supervisor_pid = None
     if rig["service_manager"] == "supervisord":
@@ -143,7 +150,7 @@ def main() -> None:
         module.fail_json(
             msg=(
                 f"{name}: port {port} is taken by {problem}. "
-                f"Stop that process or give the instance another `port` in rig_instances."
+                f"Stop that process or give {whom} another `port` in {where}."
             ),
             **result,
         )

@@ -18,6 +18,8 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
+POOLINGS = ("none", "mean", "cls", "last", "rank")  # in the order of llama.h's enum llama_pooling_type, from 0
+
 
 def fail(message: str) -> None:
     """End with one line that the service's log and the playbook show."""
@@ -70,6 +72,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         "--jinja", action=argparse.BooleanOptionalAction, default=True, help="the model's chat template"
     )
     parser.add_argument("--embeddings", action="store_true", help="serve embeddings only")
+    parser.add_argument(
+        "--pooling", choices=POOLINGS, help="how a text's tokens become one vector; default the model's"
+    )
     parser.add_argument("--webui", action=argparse.BooleanOptionalAction, default=True, help="llama.cpp's chat page")
     parser.add_argument("--metrics", action="store_true", help="Prometheus metrics")
     return parser.parse_args(argv)
@@ -103,6 +108,8 @@ def fill(params: Any, options: argparse.Namespace, api_key: str) -> None:
         params.n_batch = options.batch_size
     if options.ubatch_size is not None:
         params.n_ubatch = options.ubatch_size
+    if options.pooling is not None:
+        params.pooling_type = POOLINGS.index(options.pooling)
     if options.timeout is not None:
         params.timeout_read = params.timeout_write = options.timeout
 

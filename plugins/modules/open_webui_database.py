@@ -1,0 +1,156 @@
+#!/usr/bin/python
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Copy Open WebUI's database before an upgrade, and put a copy back. (glue)"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: open_webui_database
+short_description: Copy Open WebUI's database before an upgrade, and put a copy back
+version_added: 0.1.0
+author: [gpurig.llm maintainers (@gpurig)]
+description:
+  - An upgrade of Open WebUI changes its database one way only. So a copy is made before another version gets it, and
+    a version that does not know the database is refused.
+  - Copies are made with SQLite's own backup, also while the page writes. They lie in C(backups) beside the database.
+  - Works as the owner of the directory, also when root calls it.
+options:
+  data_dir:
+    description: The page's data directory, which holds C(webui.db).
+    type: path
+    required: true
+  environment_dir:
+    description: The Python environment of the version that is to run.
+    type: path
+    required: true
+  state:
+    description:
+      - V(ready) makes sure that the version may be started on this database, and that there is a copy when the
+        database was last used by another one. Nothing happens without a database.
+      - V(restored) puts O(backup) back. Stop the page before.
+    type: str
+    choices: [ready, restored]
+    default: ready
+  backup:
+    description: Name of the copy to put back. Empty takes the newest one.
+    type: str
+    default: ""
+  keep:
+    description: How many copies stay.
+    type: int
+    default: 3
+extends_documentation_fragment: [gpurig.llm.attributes]
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: partial
+    details: O(state=restored) always puts the copy back.
+"""
+
+EXAMPLES = r"""
+- name: Have a copy before another version gets the database
+  gpurig.llm.open_webui_database:
+    data_dir: /var/lib/gpurig/open_webui
+    environment_dir: /opt/gpurig/envs/open_webui/current
+- name: Go back
+  gpurig.llm.open_webui_database:
+    data_dir: /var/lib/gpurig/open_webui
+    environment_dir: /opt/gpurig/envs/open_webui/current
+    state: restored
+"""
+
+RETURN = r"""
+backup:
+  description: The copy that was made or put back, or would be made in check mode; empty when there was nothing to do.
+  returned: success
+  type: str
+version:
+  description: The version that used the database last; V(unknown) for one that was not ours, empty without a database.
+  returned: success
+  type: str
+"""
+
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
+    DATABASE,
+    DatabaseError,
+    act_as_owner,
+    back_up,
+    backups,
+    note,
+    package_version,
+    put_back,
+    recorded_version,
+    upgrade_problem,
+)
+
+
+def ready(data_dir: Path, environment: Path, keep: int, check: bool) -> tuple[str, str, str]:
+    """Return (copy, version before, version after); the copy is empty when none was needed. Raises DatabaseError."""
+    before = recorded_version(data_dir)
+    if check and not environment.exists():
+        return f"webui-{before}-*.db", before, "a version that this run would install"
+    after = package_version(environment)
+    problem = upgrade_problem(data_dir, environment)
+    if problem:
+        raise DatabaseError(problem)
+    if before == after:
+        return "", before, after
+    if check:
+        return f"webui-{before}-*.db", before, after
+    return str(back_up(data_dir, environment, keep)), before, after
+
+
+def restored(data_dir: Path, name: str, check: bool) -> tuple[str, str, str]:
+    """Return (copy, version before, version of the copy). Raises DatabaseError."""
+    copies = backups(data_dir)
+    if not name and not copies:
+        raise DatabaseError(f"{data_dir} has no copy of its database to put back")
+    before = recorded_version(data_dir)
+    wanted = name or copies[-1].name
+    if not check:
+        put_back(data_dir, wanted)
+    return wanted, before, wanted.removeprefix("webui-").rpartition("-")[0]
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "data_dir": {"type": "path", "required": True},
+            "environment_dir": {"type": "path", "required": True},
+            "state": {"type": "str", "choices": ["ready", "restored"], "default": "ready"},
+            "backup": {"type": "str", "default": ""},
+            "keep": {"type": "int", "default": 3},
+        },
+        supports_check_mode=True,
+    )
+    params = module.params
+    data_dir, environment = Path(params["data_dir"]), Path(params["environment_dir"])
+    try:
+        if data_dir.is_dir():
+            act_as_owner(data_dir)
+        if not (data_dir / DATABASE).exists():
+            if params["state"] == "ready" and not module.check_mode:
+                note(data_dir, version=package_version(environment))
+            module.exit_json(changed=False, backup="", version="", diff={"before": "", "after": ""})
+        if params["state"] == "ready":
+            copy, before, after = ready(data_dir, environment, params["keep"], module.check_mode)
+        else:
+            copy, before, after = restored(data_dir, params["backup"], module.check_mode)
+    except DatabaseError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: {error.strerror}. Run as the directory's owner or as root.")
+    diff = {"before": f"last used by {before}\n", "after": f"last used by {after}\n"}
+    module.exit_json(changed=bool(copy), backup=copy, version=before, diff=diff)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,349 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The page: site.yml with the real Open WebUI, used in a real browser, with real engines behind it.
+
+The tests of this file follow each other on one rig.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, sign_in
+from ansible_collections.gpurig.llm.tests.e2e import browser
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import Result, Sandbox, free_port
+from ansible_collections.gpurig.llm.tests.e2e.test_sandbox import _own_address
+
+ADMIN = "admin@rig.example.org"
+FRIEND, FRIENDS_PASSWORD = "friend@rig.example.org", "a-password-of-the-friend"
+SECRET_BYTES = 20  # shorter values are no secrets that we generate
+
+pytestmark = [
+    pytest.mark.skipif(bool(browser.missing()), reason=f"needs {browser.missing()}"),
+    # selenium's own, where it lets go of its driver
+    pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@dataclass
+class Rig:
+    """The sandbox with a chat engine, an engine that embeds, and the page."""
+
+    box: Sandbox
+    port: int
+    embed_port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def data(self) -> Path:
+        return self.box.root / "open_webui"
+
+    @property
+    def secrets_file(self) -> Path:
+        return self.box.root / "etc" / "secrets" / "open-webui.env"
+
+    def secrets(self) -> dict[str, str]:
+        """Every secret that the rig generated, by file and variable."""
+        found = {}
+        for path in sorted(self.secrets_file.parent.glob("*.env")):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                name, _sep, value = line.partition("=")
+                if len(value) >= SECRET_BYTES:
+                    found[f"{path.name}:{name}"] = value
+        return found
+
+    def password(self) -> str:
+        return self.secrets()["open-webui.env:WEBUI_ADMIN_PASSWORD"]
+
+    def instances(self) -> list[dict[str, Any]]:
+        small = {"model": "smollm2", "engine": "llama_cpp", "device": "cpu"}
+        return [
+            {"name": "chat", "port": self.box.port, "context": 2048, **small},
+            {
+                "name": "notes",
+                "port": self.embed_port,
+                "context": 512,
+                "task": "embed",
+                "flags": {"pooling": "mean"},  # a chat model does not say how it pools
+                **small,
+            },
+        ]
+
+    def run(self, *more: str, page: dict[str, Any] | None = None, **variables: Any) -> Result:
+        wanted = {"admin": ADMIN, "port": self.port} if page is None else page
+        return self.box.run("site.yml", *more, rig_instances=self.instances(), rig_webui=wanted, **variables)
+
+    def used_before_by(self, version: str) -> None:
+        """Let the database seem to be of another version of the page."""
+        record = self.data / "gpurig.json"
+        noted = json.loads(record.read_text(encoding="utf-8"))
+        record.write_text(json.dumps({**noted, "version": version}), encoding="utf-8")
+
+    def copies(self) -> list[str]:
+        """The versions of which there are copies of the database, in order."""
+        return sorted(path.name.split("-")[1] for path in (self.data / "backups").glob("webui-*"))
+
+    def page(self) -> Page:
+        return sign_in(self.url, ADMIN, self.password())
+
+    def pid(self) -> int:
+        return int(self.box.services()["open-webui"]["pid"])
+
+
+@pytest.fixture(scope="module")
+def built(place: Path) -> Iterator[tuple[Rig, Result]]:
+    home = place / "home"
+    home.mkdir()
+    rig = Rig(Sandbox(place / "rig", free_port(), home), free_port(), free_port())
+    try:
+        yield rig, rig.run()
+    finally:
+        rig.box.end()
+
+
+@pytest.fixture
+def rig(built: tuple[Rig, Result]) -> Rig:
+    assert built[1].rc == 0, built[1].text[-6000:]
+    return built[0]
+
+
+def test_from_nothing_to_an_answer_through_the_page(built: tuple[Rig, Result]) -> None:
+    rig, result = built
+    assert result.rc == 0, result.text[-6000:]
+    report = result.text[result.text.index("Page: ") :]
+    for words in (rig.url, "Open WebUI 0.12", ADMIN, str(rig.secrets_file), "Models to choose: chat\n"):
+        assert words in report, report
+    assert "Paris" in report[report.index("Asked through the page") :].splitlines()[0]
+    assert report[report.index("Asked about a document: ") :].splitlines()[0].strip() != "Asked about a document:"
+    assert "Does not work" not in report, report
+    assert report.rindex(f"Page: {rig.url}") > report.index("first line of the answer"), "the last report names it"
+    status = Path(f"/proc/{rig.pid()}/status").read_text(encoding="utf-8")
+    resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
+    print(
+        f"bare directory to answer through the page: {result.seconds:.0f} s; the page takes {int(resident) >> 10} MiB"
+    )
+
+
+def holding(secrets: dict[str, str], texts: Iterable[tuple[str, bytes]]) -> list[str]:
+    """Return which secrets stand in which of the texts, in words."""
+    found = []
+    for where, text in texts:
+        found += [f"{name} in {where}" for name, value in secrets.items() if value.encode() in text]
+    return found
+
+
+def command_lines() -> Iterator[tuple[str, bytes]]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                yield f"the command line of {entry.name}", (entry / "cmdline").read_bytes()
+
+
+def readable_by_all(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Files that others may read, not looking into folders that others may not enter."""
+    for path in folder.iterdir():
+        mode = path.lstat().st_mode
+        if path.is_symlink() or path.name in {"envs", "models", "uv", "python", "cache"}:
+            continue
+        if path.is_dir() and mode & 0o001:
+            yield from readable_by_all(path)
+        elif path.is_file() and mode & 0o004:
+            yield str(path), path.read_bytes()
+
+
+def test_the_second_run_changes_nothing_and_tells_no_secret(rig: Rig) -> None:
+    before = rig.pid()
+    result = rig.run("-vvv", "--diff")
+    assert (result.rc, result.changed, rig.pid()) == (0, 0, before), result.changed_tasks
+    secrets = rig.secrets()
+    assert len(secrets) >= 4, list(secrets)
+    assert holding(secrets, [("the output at -vvv", result.text.encode())]) == []
+    assert holding(secrets, command_lines()) == []
+    assert holding(secrets, readable_by_all(rig.box.root)) == []
+    logs = [(path.name, path.read_bytes()) for path in (rig.box.root / "log").iterdir() if path.is_file()]
+    assert holding(secrets, logs) == []
+    planted = rig.box.root / "etc" / "planted"
+    planted.write_text(f"key={rig.password()}\n", encoding="utf-8")
+    planted.chmod(0o644)
+    seen = holding(secrets, readable_by_all(rig.box.root))
+    planted.unlink()
+    assert seen == [f"open-webui.env:WEBUI_ADMIN_PASSWORD in {planted}"]
+    if address := _own_address():
+        with pytest.raises(OSError, match="refused"), socket.create_connection((address, rig.port), timeout=5):
+            pass
+    assert (rig.secrets_file.stat().st_mode & 0o777, rig.data.stat().st_mode & 0o777) == (0o600, 0o700)
+
+
+def test_a_person_signs_in_chooses_the_model_and_sees_the_answer_come(rig: Rig, place: Path) -> None:
+    with browser.Browser(place / "admin") as person:
+        began = time.monotonic()
+        person.sign_in(rig.url, ADMIN, rig.password())
+        assert person.choose("chat") == ["chat"]
+        answer = person.ask("What is the capital of France? Answer in one sentence.")
+        assert "Paris" in answer.text
+        long = person.ask("Write ten sentences about the sea.")
+        print(f"in the browser: {time.monotonic() - began:.0f} s; {person.picture(place / 'chat.png')}")
+    assert len(long.lengths) >= 3, f"the answer did not come bit by bit: {long.lengths}"
+    assert long.lengths == sorted(long.lengths)
+
+
+def test_a_second_person_and_no_third(rig: Rig, place: Path) -> None:
+    with pytest.raises(PageError) as refused:
+        body = {"name": "Third", "email": "third@rig.example.org", "password": "a-password"}
+        Page(rig.url).call("POST", "/api/v1/auths/signup", body)
+    assert refused.value.status == 403
+    friend = {"name": "Friend", "email": FRIEND, "password": FRIENDS_PASSWORD, "role": "user"}
+    rig.page().call("POST", "/api/v1/auths/add", friend)
+    theirs = sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
+    assert theirs.models() == ["chat"]
+    with pytest.raises(PageError):
+        theirs.settings()
+    with browser.Browser(place / "friend") as person:
+        person.sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
+        assert person.choose("chat") == ["chat"]
+        assert "Paris" in person.ask("What is the capital of France? Answer in one sentence.").text
+
+
+def titles(rig: Rig) -> list[str]:
+    return [str(chat["title"]) for chat in rig.page().call("GET", "/api/v1/chats/?page=1")]
+
+
+def ready(rig: Rig, limit_s: float = 90) -> float:
+    began = time.monotonic()
+    while time.monotonic() - began < limit_s:
+        with contextlib.suppress(PageError):
+            Page(rig.url).call("GET", "/ready")
+            return time.monotonic() - began
+        time.sleep(0.2)
+    raise AssertionError(f"the page was not ready within {limit_s} s")
+
+
+def test_a_restart_keeps_chats_and_sessions(rig: Rig) -> None:
+    before, session = titles(rig), rig.page()
+    assert before
+    assert rig.box.tool("restart", "open-webui").returncode == 0
+    print(f"the page was ready {ready(rig):.1f} s after its restart")
+    assert titles(rig) == before
+    assert session.models() == ["chat"], "who was signed in still is"
+
+
+def test_an_engine_that_is_down(rig: Rig) -> None:
+    assert rig.box.tool("stop", "chat").returncode == 0
+    page = rig.page()
+    assert page.models() == []
+    with pytest.raises(PageError):
+        page.chat("chat", "Hello?")
+    assert rig.box.tool("start", "chat").returncode == 0
+    deadline = time.monotonic() + 30
+    while page.models() != ["chat"]:
+        assert time.monotonic() < deadline
+    assert "Paris" in page.chat("chat", "What is the capital of France? Answer in one sentence.")
+
+
+def test_a_moved_engine_is_followed_and_people_s_settings_stay(rig: Rig) -> None:
+    page, before = rig.page(), rig.pid()
+    now = page.settings()
+    theirs = "http://127.0.0.1:9/v1"
+    page.change(
+        now,
+        {
+            "ui.default_locale": "de-DE",
+            "ui.enable_signup": True,
+            "openai.api_base_urls": [theirs, *now["openai.api_base_urls"]],
+            "openai.api_keys": ["their-own-key", *now["openai.api_keys"]],
+        },
+    )
+    rig.box.port = free_port()
+    result = rig.run("--diff")
+    assert result.rc == 0, result.text[-6000:]
+    assert "Set what the inventory decides" in result.changed_tasks
+    assert "ui.enable_signup: false" in result.text
+    assert "their-own-key" not in result.text
+    assert rig.pid() == before, "the page was restarted"
+    now = rig.page().settings()
+    assert now["openai.api_base_urls"] == [f"http://127.0.0.1:{rig.box.port}/v1", theirs]
+    assert now["openai.api_keys"][1] == "their-own-key"
+    assert (now["ui.default_locale"], now["ui.enable_signup"]) == ("de-DE", False)
+    assert "Paris" in rig.page().chat("chat", "What is the capital of France? Answer in one sentence.")
+
+
+def test_a_version_that_does_not_start_is_taken_back_with_its_database(rig: Rig) -> None:
+    before = titles(rig)
+    rig.used_before_by("0.12.2")
+    result = rig.run(open_webui_process_environment={"DATABASE_URL": "sqlite:////proc/nowhere/webui.db"})
+    assert result.rc != 0
+    assert "What ran before serves again" in result.text, result.text[-5000:]
+    assert rig.copies() == ["0.12.2"]
+    assert json.loads((rig.data / "gpurig.json").read_text(encoding="utf-8"))["version"] == "0.12.2"
+    ready(rig)
+    assert titles(rig) == before
+
+
+def test_a_copy_before_another_version_and_the_way_back(rig: Rig, run_module: Any) -> None:
+    rig.used_before_by("0.12.3")
+    result = rig.run()
+    assert result.rc == 0, result.text[-6000:]
+    assert result.changed_tasks == ["Have a copy of the database before another version gets it"]
+    assert rig.copies() == ["0.12.2", "0.12.3"]
+    rig.page().call("POST", "/api/v1/auths/add", {"name": "Late", "email": "late@rig.example.org", "password": "x" * 9})
+    assert rig.box.tool("stop", "open-webui").returncode == 0
+    environment = rig.box.root / "envs" / "open_webui" / "current"
+    back = {"data_dir": str(rig.data), "environment_dir": str(environment), "state": "restored"}
+    done = run_module("open_webui_database", back)
+    assert done["changed"], done
+    assert rig.box.tool("start", "open-webui").returncode == 0
+    ready(rig)
+    assert titles(rig)
+    with pytest.raises(PageError):
+        sign_in(rig.url, "late@rig.example.org", "x" * 9)
+    sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
+
+
+def test_a_database_of_a_newer_version_is_refused(rig: Rig) -> None:
+    with sqlite3.connect(rig.data / "webui.db") as database:
+        known = database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
+        database.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    before = rig.pid()
+    result = rig.run()
+    with sqlite3.connect(rig.data / "webui.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = ?", [known])
+    assert result.rc != 0
+    assert "fedcba987654" in result.text
+    assert "newer Open WebUI" in result.text
+    assert (result.changed_tasks, rig.pid()) == ([], before)
+
+
+def test_bad_input_changes_nothing(rig: Rig) -> None:
+    before = rig.pid()
+    result = rig.run(page={"admin": "admin", "port": rig.port})
+    assert result.rc != 0
+    assert "rig_webui.admin" in result.text
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        result = rig.run(page={"admin": ADMIN, "port": port})
+    assert result.rc != 0
+    assert f"port {port} is taken" in result.text
+    assert "rig_webui" in result.text
+    assert rig.pid() == before
+
+
+def test_a_page_that_nobody_asks_for_is_stopped_and_its_data_stay(rig: Rig) -> None:
+    result = rig.run(page={})
+    assert result.rc == 0, result.text[-6000:]
+    assert "open-webui" not in rig.box.services()
+    assert (rig.data / "webui.db").exists()
+    with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.1", rig.port), timeout=5):
+        pass

@@ -1,0 +1,122 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Open WebUI's database, here with real SQLite and a package of two migrations: copies, the way back, refusals."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+from ansible_collections.gpurig.llm.plugins.module_utils import webui_database
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
+    DATABASE,
+    DatabaseError,
+    back_up,
+    backups,
+    database_revisions,
+    known_revisions,
+    package_version,
+    put_back,
+    recorded_version,
+    upgrade_problem,
+)
+
+
+def package(place: Path, version: str, *revisions: str) -> Path:
+    """An environment with this version of Open WebUI, as far as it is looked at."""
+    site = place / version / "lib" / "python3.12" / "site-packages"
+    (site / f"open_webui-{version}.dist-info").mkdir(parents=True)
+    migrations = site / "open_webui" / "migrations" / "versions"
+    migrations.mkdir(parents=True)
+    forms = ("revision = '{}'\ndown_revision = None\n", 'x = 1\nrevision: str = "{}"\ndown_revision = "0"\n')
+    for number, revision in enumerate(revisions):
+        (migrations / f"{revision}_step.py").write_text(forms[number % 2].format(revision))
+    return place / version
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    with sqlite3.connect(folder / DATABASE) as database:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("CREATE TABLE alembic_version (version_num TEXT)")
+        database.execute("INSERT INTO alembic_version VALUES ('aa11')")
+        database.execute("CREATE TABLE chat (text TEXT)")
+        database.execute("INSERT INTO chat VALUES ('hello')")
+    return folder
+
+
+def chats(data: Path) -> list[str]:
+    with sqlite3.connect(data / DATABASE) as database:
+        return [row[0] for row in database.execute("SELECT text FROM chat")]
+
+
+def test_what_a_package_and_a_database_say(tmp_path: Path, data: Path) -> None:
+    new = package(tmp_path, "0.12.4", "aa11", "bb22")
+    assert (package_version(new), known_revisions(new)) == ("0.12.4", {"aa11", "bb22"})
+    assert database_revisions(data / DATABASE) == {"aa11"}
+    assert recorded_version(data) == "unknown"
+
+
+def test_a_copy_while_the_page_writes_and_the_way_back(tmp_path: Path, data: Path) -> None:
+    new = package(tmp_path, "0.12.4", "aa11", "bb22")
+    page = sqlite3.connect(data / DATABASE)
+    page.execute("INSERT INTO chat VALUES ('not committed')")
+    made = back_up(data, new, keep=3)
+    page.commit()
+    assert made.name.startswith("webui-unknown-")
+    assert made.stat().st_mode & 0o777 == 0o600
+    assert recorded_version(data) == "0.12.4"
+    page.execute("UPDATE alembic_version SET version_num = 'bb22'")
+    page.execute("ALTER TABLE chat RENAME TO conversation")
+    page.commit()
+    put_back(data, made.name)
+    assert (chats(data), database_revisions(data / DATABASE)) == (["hello"], {"aa11"})
+    assert page.execute("SELECT text FROM chat").fetchall() == [("hello",)]
+    assert recorded_version(data) == "unknown"
+    page.close()
+
+
+def test_of_copies_the_newest_stay(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = iter(f"2026112{number}T000000Z" for number in range(5))
+    monkeypatch.setattr(webui_database.time, "strftime", lambda *_args: next(stamps))
+    made = [back_up(data, package(tmp_path, f"0.12.{number}", "aa11"), keep=2) for number in range(4)]
+    assert backups(data) == made[-2:]
+    assert made[-1].name == "webui-0.12.2-20261123T000000Z.db"
+
+
+def test_a_database_of_a_newer_version_is_refused(tmp_path: Path, data: Path) -> None:
+    assert upgrade_problem(data, package(tmp_path, "0.12.4", "aa11")) == ""
+    problem = upgrade_problem(data, package(tmp_path, "0.11.0", "9900"))
+    for word in (str(data / DATABASE), "aa11", "0.11.0", "newer"):
+        assert word in problem
+
+
+def test_a_database_that_was_never_finished_is_no_problem(tmp_path: Path, data: Path) -> None:
+    with sqlite3.connect(data / DATABASE) as database:
+        database.execute("DROP TABLE alembic_version")
+    assert upgrade_problem(data, package(tmp_path, "0.12.4", "aa11")) == ""
+
+
+def test_what_is_no_database_says_so(tmp_path: Path) -> None:
+    (tmp_path / DATABASE).write_bytes(b"not a database, but long enough to be looked at" * 100)
+    with pytest.raises(DatabaseError, match="Is it Open WebUI's database"):
+        upgrade_problem(tmp_path, package(tmp_path, "0.12.4", "aa11"))
+    with pytest.raises(DatabaseError, match="unable to open"):
+        database_revisions(tmp_path / "absent.db")
+
+
+@pytest.mark.parametrize("what", ["package_version", "known_revisions"])
+def test_an_empty_environment_is_refused(tmp_path: Path, what: str) -> None:
+    with pytest.raises(DatabaseError, match="no "):
+        getattr(webui_database, what)(tmp_path)
+
+
+def test_an_unknown_copy_is_refused_with_those_that_there_are(tmp_path: Path, data: Path) -> None:
+    made = back_up(data, package(tmp_path, "0.12.4", "aa11"), keep=3)
+    with pytest.raises(DatabaseError, match=made.name):
+        put_back(data, "../../etc/passwd")
+    assert chats(data) == ["hello"]
