@@ -75,26 +75,6 @@ def add_to_history(state_dir: str, rows: Sequence[Mapping[str, Any]], row: Mappi
     write_text(str(path), "".join(json.dumps(each, sort_keys=True) + "\n" for each in kept))
 
 
-def memory_bytes(proc_root: str = "/proc") -> float | None:
-    """Main memory of the machine, or what the container's limit leaves of it (cgroup v2, then v1)."""
-    total = None
-    try:
-        for line in Path(proc_root, "meminfo").read_text(encoding="ascii").splitlines():
-            if line.startswith("MemTotal:"):
-                total = float(line.split()[1]) * 1024
-    except (OSError, ValueError, IndexError):
-        return None
-    if proc_root != "/proc":
-        return total
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            limit = float(Path(name).read_text(encoding="ascii"))
-        except (OSError, ValueError):
-            continue
-        return min(limit, total) if total else limit
-    return total
-
-
 def has_amx(proc_root: str = "/proc") -> bool:
     """Whether the processor has AMX's tiles, by its flags."""
     try:

@@ -187,6 +187,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             lambda text: bool(text) and not text.startswith("/") and ".." not in text.split("/"),
         ),
         "package": Form("the name of a Python package", _matches(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")),
+        "system_package": Form("the name of a package of Debian or Ubuntu", _matches(r"[a-z0-9][a-z0-9+.-]+")),
         "version": Form("one exact version, such as 1.2.3", _matches(r"[0-9][A-Za-z0-9.!+-]*")),
         "repo": Form("the hub's name of a model in the form organisation/name", _is_repo, _repo_advice),
         "revision": Form("a commit of exactly 40 hex digits", _matches(r"[0-9a-f]{40}"), _revision_advice),
@@ -556,6 +557,15 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
         "rig_allow_driver_change": Field(SWITCH, "the run may install or change the GPU driver", default=False),
         "rig_allow_container_engine_change": Field(
             SWITCH, "the run may replace a Docker of somebody else's and stop containers for it", default=False
+        ),
+        "rig_packages": Field(
+            LIST,
+            "packages of the distribution to have at hand",
+            default=[],
+            items=Field(TEXT, "a package", form="system_package"),
+        ),
+        "rig_allow_security_upgrade": Field(
+            SWITCH, "the run may install the distribution's waiting security updates", default=False
         ),
         "rig_allow_model_deletion": Field(SWITCH, "the run may delete models that nothing names", default=False),
     }

@@ -74,6 +74,8 @@ rig_capabilities: {{can_set_power: true, can_reboot: false}}
 rig_container_engine: {{wanted: true, source: distribution, gpu: never}}
 rig_allow_container_engine_change: true
 rig_allow_reboot: true
+rig_allow_security_upgrade: true
+rig_packages: [jq, g++]
 rig_allow_driver_change: false
 rig_allow_model_deletion: false
 """

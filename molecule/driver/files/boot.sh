@@ -16,7 +16,7 @@ if [ -n "$named" ]; then
     mkdir -p $rig/proc/driver/nvidia
     echo "NVRM version: NVIDIA UNIX $named  $version  Release Build" > $rig/proc/driver/nvidia/version
 fi
-for card in $rig/sys/bus/pci/devices/*; do
+for card in "$rig"/sys/bus/pci/devices/*; do
     [ "$(cat "$card/vendor")" = 0x10de ] || continue
     rm -f "$card/driver"
     [ -z "$driver" ] || ln -s ../../drivers/$driver "$card/driver"
