@@ -10,6 +10,7 @@ record says so). A key that we wrote and no longer want goes, if nobody has chan
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -50,7 +51,24 @@ FLAGS: Final[Mapping[str, str]] = {
     "exec-opts": "exec-opt",
 }
 
+MASK: Final = "********"
+_PRIVATE = re.compile(r"(?i)^proxies$|passw|secret|token|credential|(api|access|private)[-_]?key")
+_IN_ADDRESS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
 Json = dict[str, Any]
+
+
+def masked(value: Any, path: Sequence[str] = ()) -> Any:
+    """`value`, which stands at `path`, without what may be a password: everything of `proxies` and of keys that look
+    like credentials, and the user part of every address.
+    """
+    if isinstance(value, Mapping):
+        return {key: masked(item, (*path, key)) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [masked(item, path) for item in value]
+    if any(_PRIVATE.search(key) for key in path) and value not in (None, "") and not isinstance(value, bool):
+        return MASK
+    return _IN_ADDRESS.sub(MASK, value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
@@ -121,7 +139,10 @@ def _merge(
             merged[key] = ours[key] = value
             added.append(_told(here, value))
         else:
-            kept.append(f"{_dotted(here)} stays {_shown(merged[key])} as its owner wrote it; ours would be {value!r}")
+            kept.append(
+                f"{_dotted(here)} stays {_shown(merged[key], here)} as its owner wrote it; "
+                f"ours would be {masked(value, here)!r}"
+            )
     for key, before in recorded.items():
         if key not in wanted and key in merged:
             gone = _forget(merged[key], before)
@@ -145,13 +166,17 @@ def _dotted(path: Sequence[str]) -> str:
     return " > ".join(path)
 
 
-def _shown(value: Any) -> str:
-    return repr(value) if not isinstance(value, Mapping) else f"an object with {', '.join(value) or 'no key'}"
+def _shown(value: Any, path: Sequence[str]) -> str:
+    return (
+        repr(masked(value, path))
+        if not isinstance(value, Mapping)
+        else f"an object with {', '.join(value) or 'no key'}"
+    )
 
 
 def _told(path: Sequence[str], value: Any) -> str:
     reason = REASONS.get(path[0], "container_engine_daemon of the inventory")
-    return f"{_dotted(path)} = {value!r}: {reason}"
+    return f"{_dotted(path)} = {masked(value, path)!r}: {reason}"
 
 
 def wanted_settings(
@@ -172,7 +197,8 @@ def wanted_settings(
     """What we want in daemon.json, and notes on what we leave out and why.
 
     `version` of dockerd, () when it is not installed yet: options that an old one does not know stop it from starting.
-    `cautious`: somebody else's engine with containers, whose addresses and published ports must not move.
+    `cautious`: somebody else's engine: addresses and published ports of its containers, also of later ones, must not
+    move.
     """
     notes: list[str] = []
     wanted: Json = {"live-restore": True, "features": {"cdi": True}}
@@ -192,9 +218,9 @@ def wanted_settings(
         del wanted["features"]
     if cautious:
         notes.append(
-            "This Docker is somebody else's and has containers: where ports are published and from which addresses "
-            "networks are made stays as it is. Our own containers name 127.0.0.1. container_engine_replace: true sets "
-            "both for all."
+            "This Docker is somebody else's: where ports are published and from which addresses networks are made "
+            "stays as it is, also while there is no container. Our own containers name 127.0.0.1. "
+            "container_engine_replace: true (rig_allow_container_engine_change) sets both for all."
         )
     else:
         wanted |= _network(version, existing, recorded, routes, pools, notes)

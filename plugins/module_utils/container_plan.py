@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from .container_daemon import POOLS, Json, Merge, merge, pool_problems, wanted_settings
+from .container_daemon import POOLS, Json, Merge, masked, merge, pool_problems, wanted_settings
 
+NETWORK: Final = ("ip", "default-network-opts", "default-address-pools")
 DOCKER, DISTRIBUTION, ADOPTED = "docker", "distribution", "adopted"
 SOURCES: Final = ("auto", DOCKER, DISTRIBUTION)
 GPU: Final = ("auto", "always", "never")
@@ -60,6 +61,7 @@ CONFLICTING: Final = (
     *("moby-buildx", "moby-containerd", "moby-runc"),
 )
 OTHERS_WITH: Final = ("docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin", "docker-compose-plugin")
+OUR_SOURCES: Final = ("gpurig-docker.sources", "gpurig-nvidia-container.sources")
 WATCHED: Final = tuple(dict.fromkeys((*DOCKER_PACKAGES, *CONFLICTING, *TOOLKIT_PACKAGES, "apparmor")))
 """The packages whose installed version and candidate a plan looks at."""
 
@@ -75,6 +77,7 @@ class Facts:
     held: Sequence[str] = ()
     candidates: Mapping[str, str] = field(default_factory=dict)  # package -> version that apt would install
     apt_lists: bool = True  # whether apt knows any package at all
+    apt_sources: Sequence[Mapping[str, str]] = ()  # not ours: file, type, uri, suite, signed_by of each
     engine_version: str = ""  # of dockerd, however it came here
     compose_version: str = ""
     snap: bool = False
@@ -139,12 +142,14 @@ class Plan:
     waiting: tuple[str, ...] = ()
     changes: tuple[str, ...] = ()
     repositories: tuple[Repository, ...] = ()
+    superseded: tuple[str, ...] = ()  # our files of repositories that apt reads through somebody else's
     preferences: str = ""
     remove: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     install: tuple[str, ...] = ()
     hold: tuple[str, ...] = ()
     daemon_text: str = ""
+    private: bool = False  # daemon.json or the record may hold a password: no diff of them
     validates: bool = False
     restart: bool = False  # although daemon.json is right: dockerd has not read it
     reload_first: bool = False
@@ -174,6 +179,7 @@ class _Draft:
     packages: list[str] = field(default_factory=list)
     remove: list[str] = field(default_factory=list)
     repositories: list[Repository] = field(default_factory=list)
+    superseded: list[str] = field(default_factory=list)
     pins: list[str] = field(default_factory=list)
     held: list[str] = field(default_factory=list)
 
@@ -235,6 +241,7 @@ def plan(facts: Facts, wishes: Wishes) -> Plan:
         waiting=tuple(draft.waiting),
         changes=tuple(changes),
         repositories=tuple(draft.repositories),
+        superseded=tuple(draft.superseded),
         preferences="\n".join(draft.pins),
         remove=tuple(draft.remove),
         packages=tuple(names),
@@ -243,6 +250,7 @@ def plan(facts: Facts, wishes: Wishes) -> Plan:
         ),
         hold=tuple(hold),
         daemon_text=text,
+        private=any(masked(one) != one for one in (dict(facts.daemon or {}), daemon.merged, daemon.ours)),
         validates=version_tuple(facts.engine_version) >= VALIDATE_FLOOR,
         restart=restart,
         reload_first=reload_first,
@@ -416,9 +424,8 @@ def _from_docker(facts: Facts, wishes: Wishes, draft: _Draft) -> None:
     if not re.fullmatch(r"\d+(\.\d+)*", wishes.branch):
         draft.refusals.append(f"container_engine_branch: found '{wishes.branch}', needed a number such as 29 or 29.1.")
     uri = f"{wishes.docker_uri}/{facts.distribution}"
-    draft.repositories.append(
-        _repository("gpurig-docker", uri, suite, "stable", f"{uri}/gpg", wishes.docker_fingerprints, facts.arch)
-    )
+    ours = _repository("gpurig-docker", uri, suite, "stable", f"{uri}/gpg", wishes.docker_fingerprints, facts.arch)
+    _have(ours, uri, suite, facts, draft)
     draft.pins += _pin("docker-ce docker-ce-cli docker-ce-rootless-extras", f"5:{wishes.branch}.*")
     draft.packages += DOCKER_PACKAGES
     if not wishes.upgrade:
@@ -427,6 +434,26 @@ def _from_docker(facts: Facts, wishes: Wishes, draft: _Draft) -> None:
         f"Docker's own repository, branch {wishes.branch}: the version that is resolved is recorded and held; "
         "container_engine_upgrade: true moves it within the branch"
     )
+
+
+def _have(ours: Repository, uri: str, suite: str, facts: Facts, draft: _Draft) -> None:
+    """Plan our file, unless apt reads that repository already: with two values of Signed-By it reads none at all."""
+    same = [one for one in facts.apt_sources if (one["uri"], one["suite"]) == (uri.rstrip("/"), suite)]
+    theirs = next((one for one in same if one["type"] == "deb"), None)
+    if theirs:
+        draft.superseded.append(ours.path)
+        draft.notes.append(
+            f"{theirs['file']} has {uri} already, signed by {theirs['signed_by'] or 'any key that apt trusts'}: used "
+            "as it is, its key is not checked here and ours is not written, since apt refuses every list when one "
+            "address has two keys. Remove that file, and the next run writes ours."
+        )
+    elif same:
+        draft.refusals.append(
+            f"{same[0]['file']}: found only deb-src of {uri}, and with our source beside it apt would read no list at "
+            "all. Remove that line or add its deb line, then run again."
+        )
+    else:
+        draft.repositories.append(ours)
 
 
 def _repository(
@@ -495,9 +522,8 @@ def _toolkit(facts: Facts, wishes: Wishes, draft: _Draft) -> bool:
         )
     uri = f"{wishes.nvidia_uri}/stable/deb/{ARCHITECTURES.get(facts.arch, facts.arch)}"
     key_url = f"{wishes.nvidia_uri}/gpgkey"
-    draft.repositories.append(
-        _repository("gpurig-nvidia-container", uri, "/", "", key_url, wishes.nvidia_fingerprints, facts.arch)
-    )
+    ours = _repository("gpurig-nvidia-container", uri, "/", "", key_url, wishes.nvidia_fingerprints, facts.arch)
+    _have(ours, uri, "/", facts, draft)
     draft.pins += _pin(" ".join(TOOLKIT_PACKAGES), wishes.toolkit_version)
     draft.packages += [f"{name}={wishes.toolkit_version}" for name in TOOLKIT_PACKAGES]
     draft.held += TOOLKIT_PACKAGES
@@ -515,9 +541,10 @@ def _daemon(facts: Facts, wishes: Wishes, source: str, draft: _Draft) -> tuple[M
     """(the merge, its text where it differs, restart where not, reload before, whose networks: ours or theirs)."""
     recorded = facts.record.get("daemon") or {}
     existing: Json = dict(facts.daemon or {})
-    theirs = facts.record.get("network") == "theirs" or (
-        not facts.record and source == ADOPTED and facts.containers > 0
+    written = facts.record.get("network") == "ours" and any(
+        key in existing and existing[key] == recorded.get(key) for key in NETWORK
     )
+    theirs = facts.record.get("network") == "theirs" or (source == ADOPTED and not written)
     cautious = theirs and not wishes.replace
     version = version_tuple(facts.engine_version) if not draft.remove else ()
     wanted, notes = wanted_settings(

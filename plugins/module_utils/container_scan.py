@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .container_plan import WATCHED, Facts
+from .container_plan import ARCHITECTURES, OUR_SOURCES, WATCHED, Facts
 from .gpu_scan import scan_pci
 from .nvml import kernel_driver_version
 from .services import boot_time_s, start_ticks
@@ -39,7 +39,11 @@ def scan(record_path: str, root: str = "/", sysfs_root: str = "/sys", proc_root:
     release = _os_release(top)
     installed, held = _packages(_text(top / "var/lib/dpkg/status"))
     daemon, problem = read_daemon(top / DAEMON_JSON)
+    flags = _flags(top)
+    engine = _engine_version(installed, asking)
     data = top / str((daemon or {}).get("data-root", "/var/lib/docker")).lstrip("/")
+    containers = len(_names(data / "containers"))
+    running = running_containers(engine, containers, "data-root" in flags) if asking else 0
     return Facts(
         distribution=release.get("ID", ""),
         release=release.get("VERSION_ID", ""),
@@ -48,15 +52,16 @@ def scan(record_path: str, root: str = "/", sysfs_root: str = "/sys", proc_root:
         held=held,
         candidates=_candidates() if asking else {},
         apt_lists=any((top / "var/lib/apt/lists").glob("*Packages*")),
-        engine_version=_engine_version(installed, asking),
+        apt_sources=apt_sources(top),
+        engine_version=engine,
         compose_version=_compose_version(installed, asking),
         snap=(top / "snap/bin/docker").exists() or (top / "var/lib/snapd/snap/bin/docker").exists(),
         daemon=daemon,
         daemon_problem=problem,
         stale=asking and _is_stale(top / DAEMON_JSON),
-        unit_flags=_flags(top),
-        containers=len(_names(data / "containers")),
-        running=len(_run("docker", "ps", "--quiet").split()) if asking else 0,
+        unit_flags=flags,
+        containers=max(containers, running),
+        running=running,
         swarm=(data / "swarm/docker-state.json").exists(),
         routes=_routes(_text(top / "proc/net/route")),
         firewall=_firewall(top),
@@ -79,6 +84,63 @@ def read_daemon(path: Path) -> tuple[dict[str, Any] | None, str]:
     except (OSError, UnicodeDecodeError) as error:
         return None, f"it cannot be read: {error}"
     return (content, "") if isinstance(content, dict) else (None, "it holds no JSON object")
+
+
+def running_containers(engine: str, containers: int, elsewhere: bool = False) -> int:
+    """How many containers run. Where an engine does not say, all that are known count, and at least one where they
+    lie `elsewhere`, in a directory that only dockerd's unit names.
+    """
+    said = _ask("docker", "ps", "--quiet")
+    if said is not None:
+        return len(said.split())
+    return max(containers, int(elsewhere)) if engine else 0
+
+
+def apt_sources(top: Path) -> list[dict[str, str]]:
+    """What apt reads besides our own files: file, type, uri (no / at its end), suite and signed_by, each combined."""
+    folder = top / "etc/apt/sources.list.d"
+    found = []
+    for path in (top / "etc/apt/sources.list", *sorted(folder.glob("*.list")), *sorted(folder.glob("*.sources"))):
+        if path.name in OUR_SOURCES:
+            continue
+        read = _deb822 if path.suffix == ".sources" else _one_line
+        for kind, uri, suite, signed_by in read(_text(path)):
+            place = uri.replace("$(ARCH)", ARCHITECTURES.get(os.uname().machine, "")).rstrip("/")
+            row = {"type": kind, "uri": place, "suite": suite, "signed_by": signed_by}
+            found.append({"file": f"/{path.relative_to(top)}", **row})
+    return found
+
+
+def _one_line(text: str) -> list[tuple[str, str, str, str]]:
+    found = []
+    for kind, options, uri, suite in re.findall(
+        r"(?m)^[ \t]*(deb|deb-src)[ \t]+(?:\[([^\]\n]*)\][ \t]*)?(\S+)[ \t]+(\S+)", text
+    ):
+        signed_by = re.search(r"(?i)(?:^|\s)signed-by=(\S+)", options)
+        found.append((kind, uri, suite, signed_by[1] if signed_by else ""))
+    return found
+
+
+def _deb822(text: str) -> list[tuple[str, str, str, str]]:
+    """A field goes on in lines that begin with a blank; a key may stand in the field Signed-By itself."""
+    found = []
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    for paragraph in re.split(r"\n\s*\n", "\n".join(lines)):
+        fields = {
+            name.lower(): value.split()
+            for name, value in re.findall(r"(?m)^([A-Za-z-]+):((?:.*)(?:\n[ \t].*)*)", paragraph)
+        }
+        if "".join(fields.get("enabled", [])).lower() in ("no", "false", "without", "off", "disable", "0"):
+            continue
+        signed_by = fields.get("signed-by", [])
+        keys = "a key in that file" if "-----BEGIN" in signed_by else " ".join(signed_by)
+        found += [
+            (kind, uri, suite, keys)
+            for kind in fields.get("types", [])
+            for uri in fields.get("uris", [])
+            for suite in fields.get("suites", [])
+        ]
+    return found
 
 
 def _is_stale(path: Path) -> bool:
@@ -195,6 +257,11 @@ def _text(path: Path) -> str:
 
 def _run(*command: str) -> str:
     """What a program prints, '' where it is missing or fails."""
+    return _ask(*command) or ""
+
+
+def _ask(*command: str) -> str | None:
+    """The same with None where it is missing, fails or takes too long."""
     environment = {**os.environ, "LC_ALL": "C", "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/bin:/sbin:/bin"}
     with suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(
@@ -206,5 +273,5 @@ def _run(*command: str) -> str:
             env=environment,
             stdin=subprocess.DEVNULL,
         )
-        return done.stdout if done.returncode == 0 else ""
-    return ""
+        return done.stdout if done.returncode == 0 else None
+    return None

@@ -32,6 +32,12 @@ options:
     description: The tree that stands for C(/proc), likewise.
     type: path
     default: /proc
+  unmasked:
+    description:
+      - Whether C(facts.daemon) and C(facts.record) have what may be a password as it is, such as the values of
+        C(proxies). A plan that is to be carried out needs it. Use it with C(no_log) only.
+    type: bool
+    default: false
 extends_documentation_fragment: [gpurig.llm.attributes]
 attributes:
   check_mode:
@@ -62,27 +68,32 @@ facts:
     held: {description: Packages on hold., type: list, elements: str}
     candidates: {description: Package to the version that apt would install., type: dict}
     apt_lists: {description: Whether apt has any package list., type: bool}
+    apt_sources:
+      description: Sources that apt reads besides those of the role, with file, type, uri, suite and signed_by.
+      type: list
+      elements: dict
     engine_version: {description: Version of dockerd., type: str}
     compose_version: {description: Version of Compose., type: str}
     snap: {description: Whether Docker is a snap., type: bool}
-    daemon: {description: daemon.json., type: dict}
+    daemon: {description: 'daemon.json, masked unless O(unmasked=true).', type: dict}
     daemon_problem: {description: Why it cannot be read., type: str}
     stale: {description: Whether daemon.json was written after dockerd began., type: bool}
     unit_flags: {description: Names of the options that dockerd's unit gives., type: list, elements: str}
     containers: {description: How many containers there are., type: int}
-    running: {description: How many of them run., type: int}
+    running: {description: How many of them run; all of them where Docker does not say., type: int}
     swarm: {description: Whether the engine is a member of a swarm., type: bool}
     routes: {description: IPv4 routes without Docker's own., type: list, elements: str}
     firewall: {description: 'V(ufw), V(firewalld), V(nftables) or nothing.', type: str}
     apparmor: {description: Whether the kernel enforces AppArmor., type: bool}
     cards: {description: NVIDIA cards on the PCI bus., type: int}
     driver: {description: Version of the loaded NVIDIA driver., type: str}
-    record: {description: What an earlier run kept., type: dict}
+    record: {description: 'What an earlier run kept, masked likewise.', type: dict}
 """
 
 from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.container_daemon import masked
 from ansible_collections.gpurig.llm.plugins.module_utils.container_scan import scan
 
 
@@ -94,12 +105,15 @@ def main() -> None:
             "root": {"type": "path", "default": "/"},
             "sysfs_root": {"type": "path", "default": "/sys"},
             "proc_root": {"type": "path", "default": "/proc"},
+            "unmasked": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     given = module.params
-    seen = scan(given["record"], given["root"], given["sysfs_root"], given["proc_root"])
-    module.exit_json(changed=False, facts=asdict(seen))
+    facts = asdict(scan(given["record"], given["root"], given["sysfs_root"], given["proc_root"]))
+    if not given["unmasked"]:
+        facts |= {name: masked(facts[name]) for name in ("daemon", "record")}
+    module.exit_json(changed=False, facts=facts)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.gpurig.llm.plugins.filter.container_plan import container_plan
-from ansible_collections.gpurig.llm.plugins.module_utils.container_scan import scan
+from ansible_collections.gpurig.llm.plugins.module_utils import container_scan
+from ansible_collections.gpurig.llm.plugins.module_utils.container_plan import ARCHITECTURES
+from ansible_collections.gpurig.llm.plugins.module_utils.container_scan import apt_sources, running_containers, scan
 
 RunModule = Callable[..., dict[str, Any]]
 STATUS = """\
@@ -145,6 +148,102 @@ def test_docker_of_other_makers(look: Callable[..., dict[str, Any]], tmp_path: P
     facts = look()
     assert (facts["snap"], facts["record"]) == (True, {})
     assert facts["engine_version"] == "26.1.5+dfsg1-9+b9"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        (
+            "sources.list.d/docker.list",
+            "deb [arch=amd64 signed-by=/etc/apt/keyrings/docker.asc] https://d.example.org/debian/ bookworm stable",
+            [("deb", "https://d.example.org/debian", "bookworm", "/etc/apt/keyrings/docker.asc")],
+        ),
+        (
+            "sources.list.d/nvidia-container-toolkit.list",
+            "deb [signed-by=/k.gpg] https://n.example.org/stable/deb/$(ARCH) /\n#deb [signed-by=/k.gpg] https://e /\n",
+            [("deb", "https://n.example.org/stable/deb/ARCH", "/", "/k.gpg")],
+        ),
+        ("sources.list", " deb-src http://d.example.org x main\n", [("deb-src", "http://d.example.org", "x", "")]),
+        ("sources.list", "# deb http://d.example.org x main\n", []),
+        (
+            "sources.list.d/docker.sources",
+            "# one\nTypes: deb\nURIs: https://d.example.org/\n https://e.example.org\nSuites: a\n#b\nsigned-by: /k.asc",
+            [("deb", "https://d.example.org", "a", "/k.asc"), ("deb", "https://e.example.org", "a", "/k.asc")],
+        ),
+        (
+            "sources.list.d/docker.sources",
+            "Enabled: no\nTypes: deb\nURIs: d\nSuites: a\n\nTypes: deb\nURIs: e:/\nSuites: a\nSigned-By:\n -----BEGIN",
+            [("deb", "e:", "a", "a key in that file")],
+        ),
+        ("sources.list.d/gpurig-docker.sources", "Types: deb\nURIs: https://d.example.org\nSuites: a\n", []),
+        ("sources.list.d/docker.list.save", "deb https://d.example.org a main\n", []),
+    ],
+    ids=["list", "toolkit", "source code", "commented out", "deb822", "not enabled", "ours", "not read by apt"],
+)
+def test_sources_that_apt_reads(
+    tmp_path: Path, name: str, text: str, expected: list[tuple[str, str, str, str]]
+) -> None:
+    write(tmp_path, {f"etc/apt/{name}": text})
+    arch = ARCHITECTURES[os.uname().machine]
+    found = [(one["type"], one["uri"], one["suite"], one["signed_by"]) for one in apt_sources(tmp_path)]
+    assert found == [(kind, uri.replace("ARCH", arch), suite, key) for kind, uri, suite, key in expected]
+    assert all(one["file"] == f"/etc/apt/{name}" for one in apt_sources(tmp_path))
+
+
+def test_a_leftover_list_reaches_the_plan(look: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
+    line = "deb [signed-by=/k.asc] https://download.docker.com/linux/debian bookworm stable\n"
+    files = {"etc/apt/sources.list.d/docker.list": line, "etc/os-release": "ID=debian\nVERSION_ID=12\n"}
+    write(tmp_path / "root", files)
+    plan = container_plan(look(), {"docker_fingerprints": ["A" * 40]})
+    assert (plan["source"], plan["repositories"]) == ("docker", [])
+    assert plan["notes"][0].startswith("/etc/apt/sources.list.d/docker.list has ")
+
+
+@pytest.mark.parametrize(
+    ("script", "engine", "elsewhere", "expected"),
+    [
+        ("echo 0123; echo 4567", "29.1", False, 2),
+        ("true", "29.1", True, 0),
+        ("exit 1", "29.1", False, 3),
+        ("sleep 5", "29.1", False, 3),
+        ("exit 1", "29.1", True, 3),
+        ("exit 1", "", False, 0),
+    ],
+    ids=["two", "none", "fails", "does not answer", "elsewhere", "no engine"],
+)
+def test_containers_of_a_docker_that_does_not_answer_count_as_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, engine: str, elsewhere: bool, expected: int
+) -> None:
+    (tmp_path / "docker").write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (tmp_path / "docker").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(container_scan, "PATIENCE_S", 0.5)
+    assert running_containers(engine, 3, elsewhere) == expected
+    assert script != "exit 1" or running_containers("29.1", 0, elsewhere) == int(elsewhere)
+
+
+def test_no_password_is_returned(run_module: RunModule, tmp_path: Path) -> None:
+    """Neither of the owner's file nor of the record; a plan that is carried out has them."""
+    text = '{"proxies": {"http-proxy": "http://me:hush@proxy:1"}}'
+    files = {"etc/docker/daemon.json": text, "record.json": f'{{"daemon": {text}}}'}
+    write(tmp_path, files)
+    given = {"record": str(tmp_path / "record.json"), "root": str(tmp_path)}
+    told = run_module("container_info", given)
+    assert told["facts"]["daemon"] == {"proxies": {"http-proxy": "********"}}
+    assert "hush" not in json.dumps(told["facts"])
+    whole = run_module("container_info", {**given, "unmasked": True})["facts"]
+    assert whole["daemon"] == json.loads(text)
+
+
+def test_the_role_shows_no_task_that_carries_them() -> None:
+    """Who asks for everything has no_log; so have the files that hold it, where there is such a thing."""
+    folder = Path(__file__).parents[2] / "roles/container_engine/tasks"
+    text = "\n\n".join(path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yml")))
+    tasks = [
+        task for task in text.split("\n\n") if "unmasked:" in task or "daemon_text }}" in task or ".record |" in task
+    ]
+    assert len(tasks) == 6
+    assert all("no_log:" in task for task in tasks)
 
 
 def test_this_machine(run_module: RunModule, tmp_path: Path) -> None:

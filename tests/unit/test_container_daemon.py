@@ -12,8 +12,10 @@ import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils.container_daemon import (
     BINDING,
     FLAGS,
+    MASK,
     POOLS,
     REASONS,
+    masked,
     merge,
     pool_for,
     wanted_settings,
@@ -179,6 +181,24 @@ def test_more_keys_of_the_inventory() -> None:
     settings, _notes = wanted(more={"registry-mirrors": ["https://mirror.example.org"]}, cgroupfs=True)
     assert settings["registry-mirrors"] == ["https://mirror.example.org"]
     assert settings["exec-opts"] == ["native.cgroupdriver=cgroupfs"]
+
+
+def test_passwords_are_masked_wherever_they_stand() -> None:
+    private = {
+        "proxies": {"http-proxy": "http://me:hush@proxy:1", "https-proxy": "hush", "no-proxy": ""},
+        "log-opts": {"splunk-token": "hush", "splunk-url": "https://me:hush@log.example.org/x", "max-size": "9m"},
+        "registry-mirrors": ["https://hush@mirror.example.org"],
+        "dns": ["192.0.2.1"],
+        "live-restore": True,
+    }
+    assert masked(private) == {
+        "proxies": {"http-proxy": MASK, "https-proxy": MASK, "no-proxy": ""},
+        "log-opts": {"splunk-token": MASK, "splunk-url": f"https://{MASK}@log.example.org/x", "max-size": "9m"},
+        "registry-mirrors": [f"https://{MASK}@mirror.example.org"],
+        "dns": ["192.0.2.1"],
+        "live-restore": True,
+    }
+    assert masked(None) is None
 
 
 @given(existing=SETTINGS, wish=SETTINGS)

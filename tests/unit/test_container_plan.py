@@ -239,6 +239,75 @@ def test_the_toolkit_is_one_version_from_nvidia_s_repository() -> None:
     assert found.toolkit
 
 
+DOCKER_URI = "https://download.docker.com/linux/debian"
+TOOLKIT_URI = "https://nvidia.github.io/libnvidia-container/stable/deb/amd64"
+
+
+def source(uri: str, suite: str, kind: str = "deb") -> dict[str, str]:
+    return {"file": "/etc/apt/x.list", "type": kind, "uri": uri, "suite": suite, "signed_by": "/k.asc"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "written", "superseded", "packages"),
+    [
+        (debian12(), ["gpurig-docker"], [], ALL_CE),
+        (debian12(apt_sources=[source(DOCKER_URI, "bookworm")]), [], ["gpurig-docker"], ALL_CE),
+        (debian12(apt_sources=[source(DOCKER_URI, "bullseye")]), ["gpurig-docker"], [], ALL_CE),
+        (
+            debian12(
+                installed=CE,
+                engine_version=CE["docker-ce"],
+                compose_version="2.40",
+                apt_sources=[source(DOCKER_URI, "bookworm"), source(TOOLKIT_URI, "/")],
+                **DRIVER,
+            ),
+            [],
+            ["gpurig-nvidia-container"],
+            set(TOOLKIT),
+        ),
+        (
+            debian12(apt_sources=[source(TOOLKIT_URI, "/")], **DRIVER),
+            ["gpurig-docker"],
+            ["gpurig-nvidia-container"],
+            ALL_CE | set(TOOLKIT),
+        ),
+    ],
+    ids=["none", "leftover docker.list", "of another release", "toolkit beside an adopted docker", "toolkit alone"],
+)
+def test_a_source_that_is_there_is_used_and_ours_is_not_written(
+    facts: Facts, written: list[str], superseded: list[str], packages: set[str]
+) -> None:
+    """With the same pins, and with words that name the file."""
+    found, alone = plan(facts, WISHES), plan(dataclasses.replace(facts, apt_sources=()), WISHES)
+    assert [one.name for one in found.repositories] == written
+    assert found.superseded == tuple(f"/etc/apt/sources.list.d/{name}.sources" for name in superseded)
+    assert set(found.packages) == packages
+    assert (found.preferences, found.install, found.hold) == (alone.preferences, alone.install, alone.hold)
+    words = [note for note in found.notes if note.startswith("/etc/apt/x.list has ")]
+    assert len(words) == len(superseded)
+    assert all("signed by /k.asc" in note for note in words)
+
+
+def test_a_source_without_packages_is_refused() -> None:
+    (words,) = plan(debian12(apt_sources=[source(DOCKER_URI, "bookworm", "deb-src")]), WISHES).refusals
+    assert words.startswith(f"/etc/apt/x.list: found only deb-src of {DOCKER_URI}")
+
+
+def test_what_may_be_a_password_is_in_no_words() -> None:
+    """It is in the text that is written, and then no diff is shown."""
+    proxies = {"http-proxy": "http://me:hush@proxy:3128", "no-proxy": "example.org"}
+    found = plan(
+        trixie_docker(daemon={"proxies": proxies}), wish(daemon={"proxies": {"http-proxy": "http://x:hush@y"}})
+    )
+    assert json.loads(found.daemon_text)["proxies"] == proxies
+    assert found.private
+    assert "hush" not in json.dumps({**found.as_dict(), "daemon_text": ""})
+    ours = plan(debian12(), wish(daemon={"registry-mirrors": ["https://me:hush@mirror.example.org"]}))
+    assert "hush" not in "".join(ours.changes)
+    assert ours.private
+    assert not plan(trixie_docker(daemon={"dns": ["192.0.2.1"]}), WISHES).private
+
+
 def test_what_stands_in_the_way_goes_only_with_consent() -> None:
     without, consent = (
         plan(trixie_docker(), wish(source="docker")),
@@ -253,16 +322,34 @@ def test_what_stands_in_the_way_goes_only_with_consent() -> None:
 
 def test_containers_of_others_keep_their_addresses_and_ports() -> None:
     theirs = trixie_docker(containers=3, running=2, daemon={"data-root": "/srv/docker"})
-    cautious, alone = plan(theirs, WISHES), plan(trixie_docker(), WISHES)
+    cautious = plan(theirs, WISHES)
     settings = json.loads(cautious.daemon_text)
     assert settings["data-root"] == "/srv/docker"
     assert settings["live-restore"] is True
     assert not {"ip", "default-address-pools", "default-network-opts"} & set(settings)
-    assert any("somebody else's and has containers" in words for words in cautious.notes)
+    assert any("This Docker is somebody else's" in words for words in cautious.notes)
     assert cautious.reload_first
-    assert {"ip", "default-address-pools", "default-network-opts"} <= set(json.loads(alone.daemon_text))
-    assert not alone.reload_first
     assert "ip" in json.loads(plan(theirs, wish(replace=True)).daemon_text)
+
+
+NETWORK = {"ip", "default-address-pools", "default-network-opts"}
+
+
+def test_an_adopted_engine_without_containers_keeps_them_too() -> None:
+    """As after docker compose down; a new engine of ours has the settings, and what consent once wrote stays."""
+    found = plan(trixie_docker(), WISHES)
+    assert not NETWORK & set(json.loads(found.daemon_text))
+    (words,) = [note for note in found.notes if "This Docker is somebody else's" in note]
+    assert "also while there is no container" in words
+    assert "rig_allow_container_engine_change" in words
+    assert (found.record["network"], found.reload_first) == ("theirs", False)
+    assert set(json.loads(plan(debian13(), WISHES).daemon_text)) >= NETWORK
+    ours = carried_out(trixie_docker(), plan(trixie_docker(), wish(replace=True)))
+    assert set(ours.daemon or {}) >= NETWORK
+    later = plan(ours, WISHES)
+    assert (later.changes, later.record["network"]) == ((), "ours")
+    rewritten = plan(dataclasses.replace(ours, daemon={"dns": ["192.0.2.1"]}), WISHES)
+    assert not NETWORK & set(json.loads(rewritten.daemon_text))
 
 
 @pytest.mark.parametrize("more", [{"swarm": True}, {"daemon": {"live-restore": False}}], ids=["swarm", "switched off"])
@@ -314,7 +401,7 @@ def test_an_old_dockerd_gets_no_key_that_it_does_not_know() -> None:
     ],
 )
 def test_remarks(more: dict[str, Any], words: str) -> None:
-    found = plan(trixie_docker(**more), WISHES)
+    found = plan(trixie_docker(**more), wish(replace=True))
     assert any(words in note for note in found.notes), found.notes
 
 
