@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .driver_facts import parse_dpkg_status
+from .driver_facts import deb_architectures, parse_dpkg_status
 from .services import write_text
 
 RECORD = "packages.json"
@@ -39,7 +40,8 @@ class AptError(Exception):
 
 def installed(status_file: str = "/var/lib/dpkg/status") -> dict[str, str]:
     """Installed packages of the driver with their versions."""
-    return parse_dpkg_status(Path(status_file).read_text(encoding="utf-8", errors="replace"))[0]
+    text = Path(status_file).read_text(encoding="utf-8", errors="replace")
+    return parse_dpkg_status(text, deb_architectures(platform.machine()))[0]
 
 
 def look(folder: Path, packages: Mapping[str, str]) -> Kept:
@@ -95,9 +97,10 @@ def restore(folder: Path, now: Mapping[str, str]) -> list[str]:
 
 
 def _file(names: Iterable[str], name: str, version: str) -> str:
-    """The file name of a package among `names`; apt writes a colon in a version as %3a."""
-    wanted = {f"{name}_{version}", f"{name}_{version.replace(':', '%3a')}"}
-    return next((one for one in names if one.rpartition("_")[0] in wanted), "")
+    """The file name of this machine's package among `names`; apt writes a colon in a version as %3a."""
+    architectures = deb_architectures(platform.machine())
+    wanted = {f"{name}_{one}_{last}.deb" for one in (version, version.replace(":", "%3a")) for last in architectures}
+    return next((one for one in names if one in wanted), "")
 
 
 def _run(command: Sequence[str], timeout_s: int, folder: Path) -> tuple[int, str]:

@@ -9,7 +9,7 @@ A version is NVIDIA's own, such as 580.95.05; its branch is the first number. A 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 UNKNOWN = "unknown"
@@ -56,6 +56,21 @@ class DriverCard:
     def label(self) -> str:
         """For messages."""
         return f"{self.name or f'10de:{self.device_id}'} ({self.pci})"
+
+
+PASSED_ON = ("vfio-pci", "pciback", "pci-stub")
+"""Kernel drivers that hold a card for a virtual machine."""
+_DEB_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def own_cards(cards: Iterable[DriverCard]) -> tuple[DriverCard, ...]:
+    """The cards that are this host's own to use."""
+    return tuple(card for card in cards if card.kernel_driver not in PASSED_ON)
+
+
+def deb_architectures(machine: str) -> tuple[str, ...]:
+    """What Debian calls packages for a machine as the kernel names it; () where that is not known."""
+    return (_DEB_ARCHITECTURES[machine], "all") if machine in _DEB_ARCHITECTURES else ()
 
 
 @dataclass(frozen=True)
@@ -174,13 +189,17 @@ def is_driver_package(name: str) -> bool:
     return named and not _NO_PART.fullmatch(name)
 
 
-def parse_dpkg_status(text: str) -> tuple[dict[str, str], list[str], set[str]]:
-    """Of dpkg's status file: (driver packages -> version, those on hold, installed packages of kernel headers)."""
+def parse_dpkg_status(text: str, architectures: Sequence[str] = ()) -> tuple[dict[str, str], list[str], set[str]]:
+    """Of dpkg's status file: (driver packages -> version, those on hold, installed packages of kernel headers).
+
+    Packages of other architectures are left out; () takes all.
+    """
     packages, held, headers = {}, [], set()
     for paragraph in re.split(r"\n\n+", text):
-        head = dict(re.findall(r"(?m)^(Package|Status|Version): (.+)$", paragraph))
+        head = dict(re.findall(r"(?m)^(Package|Status|Version|Architecture): (.+)$", paragraph))
         name, status = head.get("Package", ""), head.get("Status", "").split()
-        if status[-1:] != ["installed"]:
+        foreign = bool(architectures) and head.get("Architecture", "all") not in architectures
+        if status[-1:] != ["installed"] or foreign:
             continue
         if name.startswith("linux-headers-"):
             headers.add(name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .driver_facts import DEBIAN, NVIDIA, OPEN, PROPRIETARY, UBUNTU
+from .driver_facts import DEBIAN, NVIDIA, OPEN, PROPRIETARY, UBUNTU, branch_of
 
 DKMS, SIGNED = "dkms", "signed"
 
@@ -167,18 +167,23 @@ def names_of_interest(distribution: str, release: str, kernel: str) -> list[str]
     return sorted(names)
 
 
-def pin_text(version: str) -> str:
+KEPT, MOVED = 999, 1001
+
+
+def pin_text(version: str, priority: int = KEPT) -> str:
     """apt's preferences that keep a driver at one version; what is of another version is left to apt.
 
-    Above 1000, so that no newer version wins. The names fit the whole family; the container toolkit and the kernel's
-    own packages have other versions, so they keep their updates.
+    Below 1000 apt never goes back to it from a version that somebody installed by hand; only MOVED, while the role
+    installs, lets dependencies go back too. The rest of the branch stands below, as NVIDIA's pinning package would
+    put it at 1000; of two records apt takes the one of the first file. The names fit the whole family; the container
+    toolkit and the kernel's own packages have other versions, so they keep their updates.
     """
+    names = "Package: *nvidia* libcuda1 libnvcuvid1 cuda-drivers*\n"
+    rest = f"\n{names}Pin: version {branch_of(version)}.*\nPin-Priority: {KEPT - 1}\n" if priority == KEPT else ""
     return (
         "# Written by the role gpurig.llm.nvidia_driver. The next run writes it again: changes made here are lost.\n"
         f"# Keeps the NVIDIA driver at {version}; rig_driver: {{state: latest}} moves it.\n"
-        "Package: *nvidia* libcuda1 libnvcuvid1 cuda-drivers*\n"
-        f"Pin: version {version}*\n"
-        "Pin-Priority: 1001\n"
+        f"{names}Pin: version {version}*\nPin-Priority: {priority}\n{rest}"
     )
 
 

@@ -24,7 +24,18 @@ from .driver_choice import (
     limits_of,
     offered,
 )
-from .driver_facts import NVIDIA, OPEN, PROPRIETARY, UBUNTU, DriverCard, DriverFacts, branch_of, upstream, version_key
+from .driver_facts import (
+    NVIDIA,
+    OPEN,
+    PROPRIETARY,
+    UBUNTU,
+    DriverCard,
+    DriverFacts,
+    branch_of,
+    own_cards,
+    upstream,
+    version_key,
+)
 from .driver_packages import (
     DKMS,
     ENGINE_FLOORS,
@@ -112,7 +123,8 @@ def needs_of(instances: Iterable[Mapping[str, Any]], cards: Sequence[DriverCard]
     `has_driver`: there is one, or the inventory wants one; then device `auto` means the cards.
     """
     devices = ("cuda", "auto") if has_driver else ("cuda",)
-    old = any(card.generation in ("maxwell", "pascal") for card in cards)
+    own = own_cards(cards)
+    old = bool(own) and all(card.generation in ("maxwell", "pascal") for card in own)
     needs = []
     for instance in instances:
         engine = str(instance.get("engine", ""))
@@ -125,20 +137,58 @@ def needs_of(instances: Iterable[Mapping[str, Any]], cards: Sequence[DriverCard]
 
 def plan(facts: DriverFacts, wish: Wish) -> Plan:
     """The plan for one host. Never raises: what stands in the way is collected in `problems`."""
+    facts = replace(facts, cards=own_cards(facts.cards))
     if not facts.cards:
         return Plan(NOTHING, reasons=("There is no NVIDIA card on the PCI bus, so no driver is needed.",))
-    limits = limits_of(facts.cards)
+    served = _served(facts, wish)
+    limits = limits_of(served)
     wrong = _what_is_wrong(facts, wish, limits)
     if not facts.can_install_driver or wish.state == GIVEN:
         made = _judge_given(facts, wish, limits, wrong)
-    elif problems := [*limits.problems, *_platform_problems(facts), *_need_problems(wish, limits)]:
-        made = Plan(REFUSED, problems=tuple(problems))
     elif not wrong:
         made = _nothing(facts, wish)
+    elif [one.what for one in wrong] == ["kernel"]:
+        made = _next_kernel(facts, wish, limits, wrong)
+    elif problems := [*limits.problems, *_platform_problems(facts), *_need_problems(wish, limits)]:
+        made = Plan(REFUSED, problems=tuple(problems))
     else:
         made = _repair(facts, limits, wrong) or _change(facts, wish, limits, wrong)
     urgent = bool(wish.needs) and any(one.what in _URGENT for one in wrong)
-    return replace(made, urgent=urgent and made.changes, notes=(*_card_notes(facts, wish), *made.notes))
+    notes = (*_card_notes(facts, wish), *_left_out(facts, served), *made.notes)
+    return replace(made, urgent=urgent and made.changes, notes=notes)
+
+
+def apt_refused(made: Plan, problems: Sequence[str]) -> Plan:
+    """The plan where apt's transaction for it must not happen: a kernel to come stops no host whose driver works."""
+    if made.verdict == REPAIR and not (made.load or made.reboot):
+        return replace(made, verdict=NOTHING, packages=(), notes=(*made.notes, *problems, _MOVES_BOTH))
+    return replace(made, verdict=REFUSED, problems=(*made.problems, *problems))
+
+
+def _served(facts: DriverFacts, wish: Wish) -> tuple[DriverCard, ...]:
+    """The cards that the driver is judged by: where the loaded one serves the engines, those that it drives.
+
+    Nothing tells which cards engines use, so one that it does not drive must not stop what works. A newer driver that
+    drives all of them is still worth a change where the inventory asks for a driver.
+    """
+    branch = branch_of(facts.module_version)
+    driven = tuple(card for card in facts.cards if _drives(facts, card))
+    other_asked = wish.state != GIVEN and wish.branch not in (0, branch)
+    if not branch or branch < wish.floor or not driven or other_asked:
+        return facts.cards
+    newer = tuple(card for card in facts.cards if card in driven or branch < limits_of((card,)).first)
+    return newer if wish.state != GIVEN and not limits_of(newer).problems else driven
+
+
+def _drives(facts: DriverFacts, card: DriverCard) -> bool:
+    limits = limits_of((card,))
+    return limits.fits(branch_of(facts.module_version)) and facts.module_flavour in ("", *limits.flavours)
+
+
+def _left_out(facts: DriverFacts, served: Sequence[DriverCard]) -> list[str]:
+    left = ", ".join(card.label for card in facts.cards if card not in served)
+    driver = f"{facts.module_version} ({facts.module_flavour or 'kernel module'})"
+    return [f"{left}: not driven by the loaded driver {driver}, which serves the other cards."] if left else []
 
 
 def _card_notes(facts: DriverFacts, wish: Wish) -> list[str]:
@@ -348,7 +398,10 @@ def _module_for(facts: DriverFacts, base: Plan, kernel: str) -> Plan | None:
             return replace(base, modules=SIGNED, packages=(signed,))
         if kernel == facts.kernel:
             return None
-        note = f"There is no {signed} yet: boot {facts.kernel} until it comes, or let rig_driver.state: latest look."
+        note = (
+            f"There is no {signed} yet: boot {facts.kernel} until it comes, or let rig_driver: {{state: latest}} move "
+            "driver and modules together."
+        )
         return replace(base, verdict=NOTHING, notes=(note,))
     if not any(module_flavour_of(name) for name in facts.packages):
         return None
@@ -362,6 +415,25 @@ def _module_for(facts: DriverFacts, base: Plan, kernel: str) -> Plan | None:
         else f"and nobody offers {headers} to build it with. Boot the newest kernel, then run again."
     )
     return replace(base, verdict=REFUSED, problems=(f"Kernel {kernel} has no NVIDIA module, {remedy}",))
+
+
+_MOVES_BOTH = (
+    "Until that kernel has a module, keep booting this one, or a build that still runs may finish. Where modules come "
+    "signed from Ubuntu, rig_driver: {state: latest} moves driver and modules together."
+)
+
+
+def _next_kernel(facts: DriverFacts, wish: Wish, limits: Limits, wrong: Sequence[_Wrong]) -> Plan:
+    """A kernel to come without a module: helped where that is possible, and never a reason to stop."""
+    stays = replace(_nothing(facts, wish), notes=(*(one.words for one in wrong), _MOVES_BOTH))
+    if _platform_problems(facts):
+        return stays
+    made = _repair(facts, limits, wrong)
+    if made is None:
+        return stays
+    if made.verdict == REFUSED:
+        return replace(stays, notes=(*(one.words for one in wrong), *made.problems, _MOVES_BOTH))
+    return made
 
 
 # --- another driver -------------------------------------------------------------------------------------------------

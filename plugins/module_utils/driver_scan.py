@@ -23,8 +23,11 @@ from .driver_facts import (
     DriverCard,
     DriverFacts,
     Kernel,
+    Offer,
+    deb_architectures,
     generation_of,
     library_versions,
+    own_cards,
     parse_dpkg_status,
     parse_module_version,
     parse_os_release,
@@ -48,25 +51,34 @@ def scan(
     sysfs_root: str = "/sys",
     proc_root: str = "/proc",
     can_install_driver: bool = True,
+    ask_apt: bool = True,
 ) -> DriverFacts:
-    """The facts that a plan is made of. What is missing or not readable stays empty."""
+    """The facts that a plan is made of. What is missing or not readable stays empty.
+
+    apt, which takes seconds, is asked only where there are cards whose driver may be installed.
+    """
     root, sys, proc = Path(fs_root), Path(sysfs_root), Path(proc_root)
     release = parse_os_release(_text(root / "etc/os-release"))
     distribution, version_id = release.get("ID", ""), release.get("VERSION_ID", "")
     kernel = _text(proc / "sys/kernel/osrelease").strip()
     module_version, module_flavour = parse_module_version(_text(proc / "driver/nvidia/version"))
-    packages, held, headers = parse_dpkg_status(_text(root / "var/lib/dpkg/status"))
+    module_version = module_version or _text(sys / "module/nvidia/version").strip()
+    architectures = deb_architectures(platform.machine())
+    packages, held, headers = parse_dpkg_status(_text(root / "var/lib/dpkg/status"), architectures)
     kernels = _kernels(root / "lib/modules")
-    offers = parse_policy(_policy([*names_of_interest(distribution, version_id, kernel), *packages]), distribution)
-    wanted_headers = {f"linux-headers-{one.release}" for one in kernels} - {offer.package for offer in offers}
-    offers += parse_policy(_policy(sorted(wanted_headers)), distribution)
+    cards = tuple(_cards(str(sysfs_root), root))
+    offers: list[Offer] = []
+    if ask_apt and can_install_driver and own_cards(cards):
+        offers = parse_policy(_policy([*names_of_interest(distribution, version_id, kernel), *packages]), distribution)
+        wanted_headers = {f"linux-headers-{one.release}" for one in kernels} - {offer.package for offer in offers}
+        offers += parse_policy(_policy(sorted(wanted_headers)), distribution)
     return DriverFacts(
         distribution=distribution,
         release=version_id,
         arch=platform.machine(),
         kernel=kernel,
         kernels=kernels,
-        cards=tuple(_cards(str(sysfs_root), root)),
+        cards=cards,
         secure_boot=_secure_boot(sys),
         mok_enrolled=_mok_enrolled(sys, root),
         module_version=module_version,

@@ -141,6 +141,10 @@ install:
   returned: always
   type: list
   elements: str
+moving_pin:
+  description: Text of apt's preferences while the driver is installed.
+  returned: always
+  type: str
 transaction:
   description: What apt would do, as it says itself.
   returned: always
@@ -164,9 +168,10 @@ seen:
       type: list
       elements: str
     packages: {description: Installed packages of the driver with their versions., type: dict}
+    pin: {description: Text of apt's preferences that keep the installed version., type: str}
 """
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.apt_transaction import (
@@ -182,15 +187,17 @@ from ansible_collections.gpurig.llm.plugins.module_utils.driver_choice import (
     STATES,
     Wish,
     arguments,
+    disk_version,
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.driver_facts import DriverFacts
-from ansible_collections.gpurig.llm.plugins.module_utils.driver_plan import REFUSED, Plan, needs_of, plan
+from ansible_collections.gpurig.llm.plugins.module_utils.driver_packages import MOVED, pin_text
+from ansible_collections.gpurig.llm.plugins.module_utils.driver_plan import NOTHING, Plan, apt_refused, needs_of, plan
 from ansible_collections.gpurig.llm.plugins.module_utils.driver_scan import scan, simulate
 
 
 def judged(made: Plan, wanted: list[str]) -> tuple[Plan, list[Step]]:
     """The plan, refused where apt's transaction for it must not happen; and that transaction."""
-    code, text = simulate(wanted, made.pin)
+    code, text = simulate(wanted, moving_pin(made))
     steps = parse_simulation(text)
     if code:
         problems = [f"apt cannot install {' '.join(wanted)}: {complaint(text)}"]
@@ -199,9 +206,12 @@ def judged(made: Plan, wanted: list[str]) -> tuple[Plan, list[Step]]:
             f"{problem}. Nothing was installed; 'apt-get -s install {' '.join(wanted)}' shows all that apt would do."
             for problem in judge(steps, made.wanted)
         ]
-    if problems:
-        made = replace(made, verdict=REFUSED, problems=(*made.problems, *problems))
-    return made, steps
+    return apt_refused(made, problems) if problems else made, steps
+
+
+def moving_pin(made: Plan) -> str:
+    """The pin while apt installs: it lets dependencies go back, too."""
+    return pin_text(made.version, MOVED) if made.pin else ""
 
 
 def describe(facts: DriverFacts) -> dict[str, object]:
@@ -213,6 +223,7 @@ def describe(facts: DriverFacts) -> dict[str, object]:
         "kernel": facts.kernel,
         "cards": [f"{card.label}, {card.generation or 'newer than the table'}" for card in facts.cards],
         "packages": dict(facts.packages),
+        "pin": pin_text(disk_version(facts)) if facts.packages and disk_version(facts) else "",
     }
 
 
@@ -239,6 +250,7 @@ def main() -> None:
         given["sysfs_root"],
         given["proc_root"],
         can_install_driver=given["can_install_driver"],
+        ask_apt=given["state"] != GIVEN,
     )
     has_driver = bool(facts.module_version) or given["cards_wanted"] or given["state"] != GIVEN
     wish = Wish(
@@ -252,9 +264,11 @@ def main() -> None:
     wanted, steps = arguments(facts, made.version, made.source, made.packages, made.pinning), []
     if made.changes and wanted and not made.repository:
         made, steps = judged(made, [*wanted, *(f"{package}-" for package in made.removes)])
+        wanted = [] if made.verdict == NOTHING else wanted
     module.exit_json(
         changed=False,
         plan=made.as_dict(),
+        moving_pin=moving_pin(made),
         install=wanted,
         transaction=[asdict(step) for step in steps],
         seen=describe(facts),

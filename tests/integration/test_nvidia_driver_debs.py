@@ -105,6 +105,15 @@ def test_what_nobody_has_is_missing_and_what_is_old_goes(root: Path, tmp_path: P
         restore(folder, NEW)
 
 
+def test_files_of_another_architecture_do_not_count(tmp_path: Path) -> None:
+    """Steam's i386 library is no way back."""
+    (tmp_path / "libcuda1_580.95.05-1_i386.deb").touch()
+    assert look(tmp_path, OLD).missing == tuple(OLD)
+    file = tmp_path / "status"
+    file.write_text(status(OLD) + status({"libcuda1": "570.1.1-1"}).replace("amd64", "i386"), encoding="utf-8")
+    assert installed(str(file)) == OLD
+
+
 def test_a_version_with_an_epoch(tmp_path: Path) -> None:
     """apt writes its colon as %3a in names of files."""
     (tmp_path / "libcuda1_1%3a580.95.05-1_amd64.deb").touch()

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils.driver_facts import generation_of
-from ansible_collections.gpurig.llm.plugins.module_utils.driver_packages import pin_text
+from ansible_collections.gpurig.llm.plugins.module_utils.driver_packages import MOVED, pin_text
 from ansible_collections.gpurig.llm.plugins.module_utils.driver_scan import scan, simulate
 from ansible_collections.gpurig.llm.tests.apt_sim import build
 from ansible_collections.gpurig.llm.tests.rigs.live import LiveRig
@@ -226,6 +226,64 @@ def test_a_repository_that_misbehaves_is_refused(host: Host, archive: str, said:
     assert result["plan"]["verdict"] == "refused", result["transaction"]
     assert said in "\n".join(result["plan"]["problems"])
     assert "Nothing was installed" in result["plan"]["problems"][0]
+
+
+@needs_apt
+@pytest.mark.parametrize("pinning", [False, True], ids=["alone", "with NVIDIA's pinning"])
+@pytest.mark.parametrize(
+    ("there", "pinned", "stays"),
+    [("580.95.05-1", "580.95.05", True), ("580.105.08-1", "580.95.05", True)],
+    ids=["kept", "moved by hand"],
+)
+def test_the_pin_keeps_and_never_takes_back(host: Host, pinning: bool, there: str, pinned: str, stays: bool) -> None:
+    """An unattended upgrade leaves the version alone, also one that its owner installed after the pin was written."""
+    host.archive("next")
+    host.install(dict.fromkeys(("libcuda1", "libnvidia-ml1"), there))
+    preferences = host.root / "etc/apt/preferences.d"
+    (preferences / "gpurig-nvidia-driver.pref").write_text(pin_text(pinned), encoding="utf-8")
+    if pinning:
+        text = "Package: *nvidia* libcuda1\nPin: version 580.*\nPin-Priority: 1000\n"
+        (preferences / "nvidia-driver-pinning-580").write_text(text, encoding="utf-8")
+    environment = {**os.environ, **host.environment}
+    command = ["apt-cache", "policy", "libcuda1", "libnvidia-ml1"]
+    text = subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=60).stdout
+    assert (text.count(f"Candidate: {there}\n") == 2) is stays, text
+
+
+@needs_apt
+def test_the_branch_can_be_gone_back(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pin of the moment lets dependencies go back that the call does not name; the one that stays does not."""
+    host.archive("next")
+    host.install(dict.fromkeys(("libcuda1", "libnvidia-ml1"), "580.105.08-1"))
+    for name, value in host.environment.items():
+        monkeypatch.setenv(name, value)
+    code, text = simulate(["libcuda1=580.95.05-1", "libnvidia-ml1"], pin_text("580.95.05", MOVED))
+    assert (code, text.count("(580.95.05-1 NVIDIA")) == (0, 4), text
+    code, text = simulate(["libnvidia-ml1"], pin_text("580.95.05"))
+    assert "580.95.05-1" not in text
+
+
+@needs_apt
+def test_apt_is_asked_only_where_it_matters(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not for a driver that is only judged, and not without cards."""
+    host.archive("next")
+    for name, value in host.environment.items():
+        monkeypatch.setenv(name, value)
+    roots = (str(host.root), host.rig.sysfs_root, host.rig.proc_root)
+    assert scan(*roots).offers
+    assert not scan(*roots, ask_apt=False).offers
+    assert not scan(*roots, can_install_driver=False).offers
+    assert not scan(str(host.root), str(host.root / "none"), host.rig.proc_root).offers
+
+
+def test_the_version_of_a_module_without_its_file_in_proc(make_rig: Callable[..., LiveRig], tmp_path: Path) -> None:
+    """sysfs has it too."""
+    rig = make_rig("nouveau")
+    version = Path(rig.sysfs_root, "module/nvidia/version")
+    version.parent.mkdir(parents=True, exist_ok=True)
+    version.write_text("580.95.05\n", encoding="utf-8")
+    facts = scan(str(tmp_path), rig.sysfs_root, rig.proc_root)
+    assert (facts.module_version, facts.module_flavour) == ("580.95.05", "")
 
 
 @needs_apt

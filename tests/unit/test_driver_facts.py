@@ -32,7 +32,12 @@ from ansible_collections.gpurig.llm.plugins.module_utils.driver_facts import (
     parse_policy,
     upstream,
 )
-from ansible_collections.gpurig.llm.plugins.module_utils.driver_packages import header_metas, kernel_flavour, pin_text
+from ansible_collections.gpurig.llm.plugins.module_utils.driver_packages import (
+    MOVED,
+    header_metas,
+    kernel_flavour,
+    pin_text,
+)
 from ansible_collections.gpurig.llm.tests.rigs.gpus import catalogue
 
 # As /proc/driver/nvidia/version reads, by tests/rigs/witnesses.py and public reports of both modules.
@@ -137,6 +142,8 @@ def test_dpkgs_status() -> None:
     assert packages == {"nvidia-driver-cuda": "580.95.05-1", "libcuda1": "580.95.05-1"}
     assert (held, headers) == (["libcuda1"], {"linux-headers-6.1.0-56-amd64"})
     assert parse_dpkg_status("") == ({}, [], set())
+    foreign = paragraph.format("libcuda1", "hold", "installed", "570.1.1-1").replace("amd64", "i386")
+    assert parse_dpkg_status(text + foreign, ("amd64", "all")) == (packages, held, headers)
 
 
 def test_os_release_and_library_names() -> None:
@@ -322,8 +329,10 @@ def test_the_judge(steps: list[Step], said: str) -> None:
     assert (said in found) if said else found == ""
 
 
-def test_the_pin_is_one_stanza_for_the_driver_alone() -> None:
+def test_the_pin_is_for_the_driver_alone_and_below_what_takes_back() -> None:
     """Its version is the driver's; no kernel and no other package is named."""
     text = pin_text("580.95.05")
-    assert re.findall(r"(?m)^Package: (.*)$", text) == ["*nvidia* libcuda1 libnvcuvid1 cuda-drivers*"]
-    assert re.findall(r"(?m)^Pin: (.*)$", text) == ["version 580.95.05*"]
+    assert re.findall(r"(?m)^Package: (.*)$", text) == ["*nvidia* libcuda1 libnvcuvid1 cuda-drivers*"] * 2
+    assert re.findall(r"(?m)^Pin: (.*)$", text) == ["version 580.95.05*", "version 580.*"]
+    assert re.findall(r"(?m)^Pin-Priority: (.*)$", text) == ["999", "998"]
+    assert re.findall(r"(?m)^Pin-Priority: (.*)$", pin_text("580.95.05", MOVED)) == ["1001"]

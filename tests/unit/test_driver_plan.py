@@ -38,7 +38,13 @@ from ansible_collections.gpurig.llm.plugins.module_utils.driver_packages import 
     names_of_interest,
     pin_text,
 )
-from ansible_collections.gpurig.llm.plugins.module_utils.driver_plan import Plan, in_words, needs_of, plan
+from ansible_collections.gpurig.llm.plugins.module_utils.driver_plan import (
+    Plan,
+    apt_refused,
+    in_words,
+    needs_of,
+    plan,
+)
 from ansible_collections.gpurig.llm.tests.rigs.machines import MACHINES
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,6 +110,7 @@ def facts_of(row: Mapping[str, Any]) -> DriverFacts:
     if "next_kernel" in row:
         kernels.append(Kernel(row["next_kernel"]))
     bound = "nouveau" if row.get("nouveau") else "nvidia" if module else ""
+    drivers = row.get("drivers", [bound] * len(row["cards"]))
     metas = {
         "debian": ["linux-headers-amd64"],
         "ubuntu": ["linux-headers-generic", f"linux-headers-generic-hwe-{host['release']}"],
@@ -113,8 +120,8 @@ def facts_of(row: Mapping[str, Any]) -> DriverFacts:
         **host,
         kernels=tuple(kernels),
         cards=tuple(
-            DriverCard(f"0000:{number:02x}:00.0", TABLE["cards"][card], generation_of(TABLE["cards"][card]), "", bound)
-            for number, card in enumerate(row["cards"], start=1)
+            DriverCard(f"0000:{number:02x}:00.0", TABLE["cards"][card], generation_of(TABLE["cards"][card]), "", driver)
+            for number, (card, driver) in enumerate(zip(row["cards"], drivers, strict=True), start=1)
         ),
         secure_boot=row.get("secure_boot", "disabled"),
         mok_enrolled=row.get("mok_enrolled", False),
@@ -149,8 +156,8 @@ def test_the_table(row: dict[str, Any]) -> None:
     """Each host of the table gets its plan."""
     made = plan_of(row)
     for key, value in row["expect"].items():
-        if key == "packages":
-            assert list(made.packages) == value
+        if key in ("packages", "notes"):
+            assert list(getattr(made, key)) == value
         elif key == "packages_have":
             assert value in made.packages
         elif key in ("reason", "problem", "note", "ways_out"):
@@ -442,14 +449,25 @@ def test_a_signed_driver_and_a_kernel_without_module(
     ids=["built in vain", "no headers"],
 )
 def test_a_kernel_for_which_no_module_can_be_built(offered: bool, installed: bool, said: str) -> None:
-    """Refused, with where to look."""
+    """Nothing is done and nothing stops, and it is said where to look."""
     row = next(row for row in TABLE["rows"] if row["id"] == "new-kernel-without-module")
     name = frozenset(["linux-headers-6.8.0-51-generic"])
     facts = replace(facts_of(row), headers_offered=name if offered else frozenset())
     facts = replace(facts, headers_installed=name if installed else frozenset())
     made = plan(facts, wish_of(row, facts))
-    assert made.verdict == "refused"
-    assert said in made.problems[0]
+    assert (made.verdict, made.packages, made.problems) == ("nothing", (), ())
+    assert said in "\n".join(made.notes)
+    assert "rig_driver: {state: latest} moves driver and modules together" in made.notes[-1]
+
+
+def test_what_apt_refuses_stops_only_what_is_needed() -> None:
+    """Headers for a kernel to come are a note; a driver is a refusal."""
+    rows = {row["id"]: row for row in TABLE["rows"]}
+    kernel = apt_refused(plan_of(rows["new-kernel-without-module"]), ["no way"])
+    assert (kernel.verdict, kernel.packages, kernel.problems, kernel.changes) == ("nothing", (), (), False)
+    assert "no way" in kernel.notes
+    driver = apt_refused(plan_of(rows["guide-550-vllm"]), ["no way"])
+    assert (driver.verdict, driver.problems) == ("refused", ("no way",))
 
 
 def test_the_plan_of_every_named_machine_in_words() -> None:
