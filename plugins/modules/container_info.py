@@ -24,21 +24,13 @@ options:
     description: The tree that stands for C(/). With another one no program is asked, only files are read.
     type: path
     default: /
-  sysfs_root:
-    description: The tree that stands for C(/sys) where cards and driver are looked for.
-    type: path
-    default: /sys
-  proc_root:
-    description: The tree that stands for C(/proc), likewise.
-    type: path
-    default: /proc
   unmasked:
     description:
       - Whether C(facts.daemon) and C(facts.record) have what may be a password as it is, such as the values of
         C(proxies). A plan that is to be carried out needs it. Use it with C(no_log) only.
     type: bool
     default: false
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.trees]
 attributes:
   check_mode:
     support: full
@@ -95,6 +87,7 @@ from dataclasses import asdict
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.container_daemon import masked
 from ansible_collections.gpurig.llm.plugins.module_utils.container_scan import scan
+from ansible_collections.gpurig.llm.plugins.module_utils.machine_args import TREES
 
 
 def main() -> None:
@@ -103,8 +96,7 @@ def main() -> None:
         argument_spec={
             "record": {"type": "path", "default": "/etc/gpurig/container_engine.json"},
             "root": {"type": "path", "default": "/"},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
+            **TREES,
             "unmasked": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

@@ -17,25 +17,12 @@ description:
   - Changes nothing and does not fail when something is missing. What cannot be known is V(unknown) with its reason.
   - As root it sees more, namely C(/proc/iomem), the cards' configuration space and the SMBIOS tables.
 options:
-  nvml_path:
-    description:
-      - Where to look for NVML and its binding, as O(gpurig.llm.gpu_info#module:nvml_path).
-    type: str
-    default: ''
-  sysfs_root:
-    description: The tree that stands for C(/sys).
-    type: path
-    default: /sys
-  proc_root:
-    description: The tree that stands for C(/proc).
-    type: path
-    default: /proc
   pci_ids:
     description:
       - The list of PCI devices that names cards before a driver runs. Empty means where Debian and Ubuntu keep it.
     type: path
     default: ''
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.nvml, gpurig.llm.trees]
 attributes:
   check_mode:
     support: full
@@ -215,15 +202,15 @@ findings:
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.firmware_scan import scan
+from ansible_collections.gpurig.llm.plugins.module_utils.machine_args import NVML_PATH, TREES
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
         argument_spec={
-            "nvml_path": {"type": "str", "default": ""},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
+            **NVML_PATH,
+            **TREES,
             "pci_ids": {"type": "path", "default": ""},
         },
         supports_check_mode=True,

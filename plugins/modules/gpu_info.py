@@ -17,23 +17,7 @@ description:
   - Changes nothing and does not fail when a driver, a card or a reading is missing. What is missing is named with its
     reason; a reading that a card does not give is V(null), never zero.
   - A card that is lost on the way keeps what was read before, and the other cards are read in full.
-options:
-  nvml_path:
-    description:
-      - Where to look before the usual places, separated by C(:). Each place is a directory (or the root of a virtual
-        environment) with C(pynvml.py), a directory with C(libnvidia-ml.so.1), or that library itself.
-      - Empty means what Python and the system's loader find.
-    type: str
-    default: ''
-  sysfs_root:
-    description: The tree that stands for C(/sys).
-    type: path
-    default: /sys
-  proc_root:
-    description: The tree that stands for C(/proc).
-    type: path
-    default: /proc
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.nvml, gpurig.llm.trees]
 attributes:
   check_mode:
     support: full
@@ -266,16 +250,13 @@ findings:
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.gpu_model import report_as_dict
 from ansible_collections.gpurig.llm.plugins.module_utils.gpu_scan import scan
+from ansible_collections.gpurig.llm.plugins.module_utils.machine_args import NVML_PATH, TREES
 
 
 def main() -> None:
     """Run the module."""
     module = AnsibleModule(
-        argument_spec={
-            "nvml_path": {"type": "str", "default": ""},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
-        },
+        argument_spec={**NVML_PATH, **TREES},
         supports_check_mode=True,
     )
     report = scan(module.params["nvml_path"], module.params["sysfs_root"], module.params["proc_root"])

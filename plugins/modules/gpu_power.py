@@ -90,19 +90,7 @@ options:
     description: A UPS before the power supply, as C(rig_power.ups) has it.
     type: dict
     default: {}
-  nvml_path:
-    description: Where to look for NVML and its binding, see M(gpurig.llm.gpu_info).
-    type: str
-    default: ''
-  sysfs_root:
-    description: The tree that stands for C(/sys).
-    type: path
-    default: /sys
-  proc_root:
-    description: The tree that stands for C(/proc).
-    type: path
-    default: /proc
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.nvml, gpurig.llm.trees]
 attributes:
   check_mode:
     support: full
@@ -197,6 +185,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils import nvml
 from ansible_collections.gpurig.llm.plugins.module_utils.gpu_model import normalize_pci, watts
+from ansible_collections.gpurig.llm.plugins.module_utils.machine_args import NVML_PATH, TREES
 from ansible_collections.gpurig.llm.plugins.module_utils.power_apply import (
     POLICY_NAME,
     Look,
@@ -458,9 +447,8 @@ def main() -> None:
             "required": {"type": "bool", "default": False},
             "psu": {"type": "dict", "default": {}},
             "ups": {"type": "dict", "default": {}},
-            "nvml_path": {"type": "str", "default": ""},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
+            **NVML_PATH,
+            **TREES,
         },
         supports_check_mode=True,
     )

@@ -66,19 +66,7 @@ options:
         name different roles may work at the same time.
     type: bool
     default: true
-  nvml_path:
-    description: Where to find NVML and its Python binding, see M(gpurig.llm.gpu_info).
-    type: str
-    default: ''
-  sysfs_root:
-    description: The tree that stands for C(/sys).
-    type: path
-    default: /sys
-  proc_root:
-    description: The tree that stands for C(/proc).
-    type: path
-    default: /proc
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.nvml, gpurig.llm.trees]
 attributes:
   check_mode:
     support: full
@@ -192,6 +180,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.gpu_selection import (
     parse_roles,
     resolve,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.machine_args import NVML_PATH, TREES
 
 HEADING = "The GPU roles do not fit this machine; nothing was changed."
 
@@ -284,9 +273,8 @@ def main() -> None:
             },
             "roles": {"type": "dict", "default": {}},
             "purge": {"type": "bool", "default": True},
-            "nvml_path": {"type": "str", "default": ""},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
+            **NVML_PATH,
+            **TREES,
         },
         supports_check_mode=True,
     )

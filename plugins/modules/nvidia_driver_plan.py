@@ -56,15 +56,7 @@ options:
     description: The tree that stands for C(/). apt is asked of the system all the same.
     type: path
     default: /
-  sysfs_root:
-    description: The tree that stands for C(/sys).
-    type: path
-    default: /sys
-  proc_root:
-    description: The tree that stands for C(/proc).
-    type: path
-    default: /proc
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.trees]
 attributes:
   check_mode:
     support: full
@@ -193,6 +185,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.driver_facts import Dri
 from ansible_collections.gpurig.llm.plugins.module_utils.driver_packages import MOVED, pin_text
 from ansible_collections.gpurig.llm.plugins.module_utils.driver_plan import NOTHING, Plan, apt_refused, needs_of, plan
 from ansible_collections.gpurig.llm.plugins.module_utils.driver_scan import scan, simulate
+from ansible_collections.gpurig.llm.plugins.module_utils.machine_args import TREES
 
 
 def judged(made: Plan, wanted: list[str]) -> tuple[Plan, list[Step]]:
@@ -239,8 +232,7 @@ def main() -> None:
             "cards_wanted": {"type": "bool", "default": False},
             "can_install_driver": {"type": "bool", "default": True},
             "fs_root": {"type": "path", "default": "/"},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
+            **TREES,
         },
         supports_check_mode=True,
     )

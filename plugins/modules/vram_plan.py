@@ -74,19 +74,7 @@ options:
     description: Whether plans on record are made anew.
     type: bool
     default: false
-  nvml_path:
-    description: Where NVML and its binding lie, see M(gpurig.llm.gpu_info).
-    type: str
-    default: ''
-  sysfs_root:
-    description: The tree that stands for C(/sys).
-    type: path
-    default: /sys
-  proc_root:
-    description: The tree that stands for C(/proc).
-    type: path
-    default: /proc
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.nvml, gpurig.llm.trees]
 attributes:
   check_mode:
     support: full
@@ -158,6 +146,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.instance_plan import (
     plan_text,
     shrinking_first,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.machine_args import NVML_PATH, TREES
 from ansible_collections.gpurig.llm.plugins.module_utils.plan_host import (
     cards_of,
     engines_of,
@@ -248,9 +237,8 @@ def main() -> None:
             "refuse": {"type": "bool", "default": True},
             "force": {"type": "bool", "default": False},
             "replan": {"type": "bool", "default": False},
-            "nvml_path": {"type": "str", "default": ""},
-            "sysfs_root": {"type": "path", "default": "/sys"},
-            "proc_root": {"type": "path", "default": "/proc"},
+            **NVML_PATH,
+            **TREES,
         },
         supports_check_mode=True,
     )
