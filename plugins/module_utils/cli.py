@@ -25,6 +25,7 @@ from . import procfs, systemd
 from .budget import BudgetError, decide, parse_budget, recent
 from .gpu_model import Card, PciAddressError, normalize_pci
 from .services import (
+    BROKEN_RECORD,
     EXIT_CONFIG,
     GOOD,
     PLANS_DIR,
@@ -41,6 +42,7 @@ from .services import (
     log_path,
     manager_of,
     origin,
+    read_json,
     read_starts,
     service_state,
     stop_timeout_s,
@@ -317,9 +319,10 @@ def status(host: Host, as_json: bool) -> int:
 
 
 def _chosen(host: Host, names: Sequence[str]) -> list[str]:
-    for name in names:
+    known = host.names()
+    for name in set(names) - set(known):
         host.spec(name)
-    return list(names) or host.names()
+    return list(names) or known
 
 
 def _report(host: Host, names: Sequence[str]) -> int:
@@ -335,7 +338,10 @@ def _report(host: Host, names: Sequence[str]) -> int:
 
 def start(host: Host, names: Sequence[str], again: bool = False) -> int:
     """Start the services that do not run, with a fresh budget; `again` also a oneshot that did its work."""
-    chosen = _chosen(host, names)
+    named = _chosen(host, names)
+    chosen = [name for name in named if read_json(host.record(name)) is not None]
+    for name in set(named) - set(chosen):
+        print(f"{name}: not started; {BROKEN_RECORD.format(host.record(name))}")
     manager = manager_of(host)
     waiting = [name for name in chosen if again or service_state(host, name, lines=0).state not in GOOD]
     if isinstance(manager, SupervisordManager):
@@ -349,7 +355,7 @@ def start(host: Host, names: Sequence[str], again: bool = False) -> int:
         clear_budget(host, name)
         manager.prepare(name, stop_timeout_s(host.spec(name)))
         manager.start(name)
-    return _report(host, chosen)
+    return max(_report(host, chosen), int(chosen != named))
 
 
 def stop(host: Host, names: Sequence[str]) -> int:
@@ -357,24 +363,30 @@ def stop(host: Host, names: Sequence[str]) -> int:
     chosen = _chosen(host, names)
     manager = manager_of(host)
     if not names and isinstance(manager, SupervisordManager):
-        limits_s = [stop_timeout_s(host.spec(name)) for name in chosen]
+        limits_s = [_stop_limit_s(host, name) for name in chosen]
         manager.supervisor.shutdown(sum(limits_s) + 30.0)
         for words in manager.supervisor.end_leftovers():
             print(f"ended left-over {words}")
     else:
         for name in chosen:
-            manager.stop(name, stop_timeout_s(host.spec(name)))
+            manager.stop(name, _stop_limit_s(host, name))
     for name in chosen:
         print(f"{name}: stopped")
     return 0
 
 
+def _stop_limit_s(host: Host, name: str) -> float:
+    """A service with a broken record has the default."""
+    return stop_timeout_s(read_json(host.record(name)) or {})
+
+
 def restart(host: Host, names: Sequence[str]) -> int:
-    """Stop and start the services, with a fresh budget."""
+    """Stop and start the services, with a fresh budget; what could not be started again is not stopped."""
     manager = manager_of(host)
     chosen = _chosen(host, names)
     for name in chosen:
-        manager.stop(name, stop_timeout_s(host.spec(name)))
+        if read_json(host.record(name)) is not None:
+            manager.stop(name, _stop_limit_s(host, name))
     return start(host, chosen, again=True) if chosen else 0
 
 

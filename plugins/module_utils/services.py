@@ -35,6 +35,7 @@ STEADY_S = 0.25
 DEFAULT_STOP_TIMEOUT_S = 60.0
 CONFIG_FILES_DIR = "instances"
 PLANS_DIR = "plans"
+BROKEN_RECORD = "{} is broken. Run the playbook again, which writes it anew"
 _TAIL_BYTES = 64 * 1024
 
 GOOD = ("running", "finished")
@@ -701,8 +702,20 @@ def service_state(host: Host, name: str, lines: int = LOG_LINES) -> ServiceState
 
 
 def all_services(host: Host, lines: int = 0) -> list[ServiceState]:
-    """Return every service that we own."""
-    return [service_state(host, name, lines) for name in host.names()]
+    """Return every service that we own; one whose record cannot be read says so and hides no other."""
+    seen = []
+    for name in host.names():
+        if read_json(host.record(name)) is None:
+            seen.append(_unrecorded(host, name))
+        else:
+            seen.append(service_state(host, name, lines))
+    return seen
+
+
+def _unrecorded(host: Host, name: str) -> ServiceState:
+    view = manager_of(host).view(name, oneshot=False)
+    note = BROKEN_RECORD.format(host.record(name))
+    return ServiceState(name=name, state=view.state, pid=view.pid, restarts=view.restarts, note=note)
 
 
 def read_service(rig: Mapping[str, Any], name: str, lines: int = LOG_LINES) -> ServiceState:

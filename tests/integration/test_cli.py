@@ -342,6 +342,26 @@ def test_start_status_restart_stop(rig: Rig, capsys: pytest.CaptureFixture[str])
     assert supervisor.Supervisor(rig.paths).daemon_pid() is None
 
 
+def test_a_broken_record_hides_no_other_service(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("chat", "code"):
+        rig.write(name, SLEEPER)
+    assert tool(capsys, "start")[0] == 0
+    record = Path(rig.host.record("chat"))
+    record.write_text("{", encoding="utf-8")
+    told = f"{record} is broken. Run the playbook again"
+    code, out, _ = tool(capsys, "status")
+    assert (code, f"chat: {told}" in out) == (0, True)
+    assert [line.split()[:2] for line in out.splitlines()[1:3]] == [["chat", "running"], ["code", "running"]]
+    code, out, _ = tool(capsys, "restart")
+    assert (code, f"chat: not started; {told}" in out, "code: running" in out) == (1, True, True)
+    rows = {row["name"]: row for row in json.loads(tool(capsys, "status", "--json")[1])}
+    assert (rows["chat"]["state"], rows["code"]["state"]) == ("running", "running")
+    assert tool(capsys, "stop", "chat")[:2] == (0, "chat: stopped\n")
+    assert services.service_state(rig.host, "code").state == "running"
+    assert tool(capsys, "stop")[0] == 0
+    assert [p.in_words() for p in procfs.processes() if p.root == str(rig.root)] == []
+
+
 def test_start_of_a_broken_service_shows_its_last_lines(rig: Rig, capsys: pytest.CaptureFixture[str]) -> None:
     rig.write("chat", ["/bin/sh", "-c", "echo out of memory; exit 1"])
     code, out, _ = tool(capsys, "start")
