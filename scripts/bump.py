@@ -138,14 +138,10 @@ def measure(requirements: Path, python: str) -> tuple[int, int]:
         return tree_bytes(wheels), tree_bytes(venv) - before
 
 
-def make(lock: Lock) -> str:
-    """Return the lock's text as it would be made now; versions already locked stay when the .in file allows them."""
-    target = ROOT / lock.target
+def resolve(lock: Lock, source: str | Path, out: Path, uv: str = UV) -> str:
+    """Resolve the .in file `source` as `lock` says and return the text; versions in `out` stay where it allows them."""
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "lock"
-        if target.exists():
-            out.write_text(target.read_text(encoding="utf-8"), encoding="utf-8")
-        argv = [UV, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
+        argv = [uv, "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes"]
         argv += ["--no-emit-index-url", "--python-version", lock.resolve_python]
         argv += ["--python-platform", lock.platform] if lock.platform else ["--universal"]
         for package in lock.without:
@@ -154,8 +150,18 @@ def make(lock: Lock) -> str:
             overrides = Path(scratch) / "overrides"
             overrides.write_text("\n".join(lock.overrides) + "\n", encoding="utf-8")
             argv += ["--overrides", str(overrides)]
-        run(*argv, "--output-file", str(out), lock.source)
-        body = out.read_text(encoding="utf-8")
+        run(*argv, "--output-file", str(out), str(source))
+    return out.read_text(encoding="utf-8")
+
+
+def make(lock: Lock) -> str:
+    """Return the lock's text as it would be made now; versions already locked stay when the .in file allows them."""
+    target = ROOT / lock.target
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "lock"
+        if target.exists():
+            out.write_text(target.read_text(encoding="utf-8"), encoding="utf-8")
+        body = resolve(lock, lock.source, out)
         if not lock.purpose:
             return body
         download_bytes, environment_bytes = measure(out, lock.resolve_python)

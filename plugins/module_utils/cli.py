@@ -24,6 +24,7 @@ from pathlib import Path
 from . import procfs, systemd
 from .budget import BudgetError, decide, parse_budget, recent
 from .gpu_model import Card, PciAddressError, normalize_pci
+from .memory_dir import MemoryDirError, make_memory_dir
 from .services import (
     BROKEN_RECORD,
     EXIT_CONFIG,
@@ -88,6 +89,7 @@ class Order:
     budget: tuple[int, int] | None = None
     delay_s: float = 0.0
     environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    memory_dir: str = ""
 
 
 def parse_pairs(lines: Sequence[str], where: str) -> dict[str, str]:
@@ -212,6 +214,8 @@ def exec_service(host: Host, order: Order) -> int:
         if host.manager == "supervisord":
             end_predecessor(host, order.name)
         environment = {**os.environ, **order.environment}
+        if order.memory_dir:
+            make_memory_dir(order.memory_dir)
         if order.secrets:
             environment |= read_secrets(order.secrets)
         if order.gpu_role:
@@ -226,7 +230,7 @@ def exec_service(host: Host, order: Order) -> int:
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
         os.execvpe(order.argv[0], order.argv, environment)  # noqa: S606 (to become the engine is the purpose)
-    except (StartError, HostError) as error:
+    except (StartError, HostError, MemoryDirError) as error:
         say(f"gpurig exec: {order.name}: {error}")
     except OSError as error:
         what = error.filename or order.argv[0]
@@ -239,6 +243,7 @@ def _exec_order(words: Sequence[str]) -> Order:
     parser.add_argument("--name", required=True)
     parser.add_argument("--gpu-role", default="", metavar="ROLE")
     parser.add_argument("--secrets", default="", metavar="FILE")
+    parser.add_argument("--memory-dir", default="", metavar="FOLDER")
     parser.add_argument("--restart-budget", default="", metavar="STARTS/WINDOW_S")
     parser.add_argument("--restart-delay", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--env", action="append", default=[], metavar="NAME=VALUE")
@@ -255,7 +260,16 @@ def _exec_order(words: Sequence[str]) -> Order:
         environment = parse_pairs(given.env, "--env")
     except (BudgetError, StartError) as error:
         parser.error(str(error))
-    return Order(given.name, argv, given.gpu_role, given.secrets, budget, given.restart_delay, environment)
+    return Order(
+        name=given.name,
+        argv=argv,
+        gpu_role=given.gpu_role,
+        secrets=given.secrets,
+        budget=budget,
+        delay_s=given.restart_delay,
+        environment=environment,
+        memory_dir=given.memory_dir,
+    )
 
 
 # --- status

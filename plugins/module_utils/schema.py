@@ -181,6 +181,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             "the base URL of an OpenAI-compatible API that ends in /v1, without a key in it",
             _matches(r"https?://[^\s/@?#]+(/[^\s@?#]*)?/v1"),
         ),
+        "server": Form("the name or address of a host", _matches(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")),
         "origin": Form("an address without a path, such as https://chat.example.org", _matches(r"https?://[^\s/@;]+")),
         "relative": Form(
             "a path inside the package, without a leading / and without ..",
@@ -466,7 +467,7 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
             "the page to chat on, Open WebUI; none by default",
             default={},
             keys={
-                "admin": Field(TEXT, "what its administrator signs in with; needed", form="mail"),
+                "admin": Field(TEXT, "what its administrator signs in with; needed with auth", form="mail"),
                 "port": Field(WHOLE, "on 127.0.0.1", default=PAGE_PORT, low=1, high=65535),
                 "connections": Field(
                     LIST,
@@ -491,6 +492,19 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                     "where browsers may come from beside the loopback address",
                     default=[],
                     items=Field(TEXT, "such as https://chat.example.org", form="origin"),
+                ),
+                "auth": Field(SWITCH, "false: nobody signs in, everybody here is its administrator", default=True),
+                "keep": Field(SWITCH, "false: chats and documents are in memory alone", default=True),
+                "postgres": Field(
+                    MAPPING,
+                    "a PostgreSQL database of its own; without one it has SQLite in its data directory",
+                    default={},
+                    keys={
+                        "host": Field(TEXT, "its server", default="127.0.0.1", form="server"),
+                        "port": Field(WHOLE, "of the server", default=5432, low=1, high=65535),
+                        "name": Field(TEXT, "of the database", form="filled"),
+                        "user": Field(TEXT, "who owns it; password: open_webui_postgres_password", form="filled"),
+                    },
                 ),
             },
         ),
@@ -1057,8 +1071,9 @@ def _webui_problems(variables: Mapping[str, object]) -> Iterator[str]:
     page = _mapping(variables["rig_webui"]) if _is_mapping(variables["rig_webui"]) else {}
     if not page:
         return
-    if "admin" not in page:
+    if "admin" not in page and page.get("auth") is not False:
         yield "rig_webui.admin: missing, needed a mail address such as admin@example.org. No mail is sent to it."
+    yield from _webui_data_problems(page, variables)
     port, chats = page.get("port", PAGE_PORT), []
     for path, entry in _entries(variables, "rig_instances"):
         instance = with_defaults({key: value for key, value in entry.items() if isinstance(key, str)})
@@ -1075,6 +1090,21 @@ def _webui_problems(variables: Mapping[str, object]) -> Iterator[str]:
             f"rig_webui.task_model: found '{wanted}', needed the name of a chat instance "
             f"({_list_of_known(chats)}).{did_you_mean(wanted, chats)}"
         )
+
+
+def _webui_data_problems(page: Mapping[object, object], variables: Mapping[str, object]) -> Iterator[str]:
+    published = [path for path, entry in _entries(variables, "rig_publish") if _text_of(entry, "what") == "page"]
+    if page.get("auth") is False and published:
+        yield (
+            f"rig_webui.auth: found false, and {published[0]} publishes the page: whoever reaches it would be its "
+            "administrator. Write auth: true, or take the page out of rig_publish."
+        )
+    postgres = _mapping(page["postgres"]) if _is_mapping(page.get("postgres")) else {}
+    for key in ("name", "user"):
+        if postgres and key not in postgres:
+            yield f"rig_webui.postgres.{key}: missing, needed the {key} of the database."
+    if postgres and page.get("keep") is False:
+        yield "rig_webui.keep: found false beside rig_webui.postgres, which keeps chats. Write only one of the two."
 
 
 def _tunnel_problems(variables: Mapping[str, object]) -> Iterator[str]:

@@ -100,6 +100,7 @@ class Restart:
 class ServiceSpec:
     """A checked spec, see `parse`. '' means: not wanted. A oneshot runs to its end and counts as up from then on.
 
+    `memory_dir`: a folder on a tmpfs that is had at each start, for the service's user alone.
     `again_after`: of resume and gpu_driver, events after which a oneshot runs again. supervisord knows no events.
     """
 
@@ -112,6 +113,7 @@ class ServiceSpec:
     user: str = ""
     group: str = ""
     working_dir: str = ""
+    memory_dir: str = ""
     oneshot: bool = False
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
@@ -342,6 +344,7 @@ _CHECKS: Mapping[str, _Check[object]] = MappingProxyType(
         "user": _matching(_ACCOUNT, "the name or the number of a user"),
         "group": _matching(_ACCOUNT, "the name or the number of a group"),
         "working_dir": _path,
+        "memory_dir": _path,
         "oneshot": _flag,
         "before": _names,
         "after": _names,
@@ -529,7 +532,7 @@ def render_systemd(spec: Mapping[str, object], layout: Mapping[str, str]) -> str
 
 def _check_systemd_places(service: ServiceSpec, bin_dir: str, run_dir: str) -> None:
     places = [("paths.bin", bin_dir), ("paths.run", run_dir), ("argv[0]", service.argv[0])]
-    places += [("working_dir", service.working_dir)]
+    places += [("working_dir", service.working_dir), ("memory_dir", service.memory_dir)]
     places += [(f"read_write_paths[{number}]", path) for number, path in enumerate(service.read_write_paths)]
     problems = [
         f"{where}: {path!r} lies in {tmp}, and systemd gives the service another {tmp} (PrivateTmp=). "
@@ -619,6 +622,8 @@ def _exec_options(service: ServiceSpec) -> list[str]:
     options = ["exec", "--name", service.name]
     if service.gpu_role:
         options += ["--gpu-role", service.gpu_role]
+    if service.memory_dir:
+        options += ["--memory-dir", service.memory_dir]
     return options
 
 

@@ -23,6 +23,9 @@ from typing import Any
 from .webui_settings import CONFIGS, CONNECTED, EMBEDDING, KEYS, URLS
 
 PASSWORD = "WEBUI_ADMIN_PASSWORD"  # noqa: S105  the name of a variable
+NOBODY, NOBODYS_PASSWORD = "admin@localhost", "admin"
+"""Whom Open WebUI 0.12 makes administrator where nobody signs in, and his password (its routers/auths.py)."""
+
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _SHOWN = 160
 
@@ -175,7 +178,21 @@ def sign_in(url: str, address: str, password: str) -> Page:
 
 
 def enter(url: str, address: str, secrets_file: str) -> Page:
-    """Return the page as its administrator sees it. Raises PageError, in words that help."""
+    """Return the page as its administrator sees it. Raises PageError, in words that help.
+
+    Without an address it is a page without authentication, which takes everybody for its administrator.
+    """
+    if not address:
+        try:
+            return sign_in(url, "", "")
+        except PageError as error:
+            if error.status not in {400, 401, 403}:
+                raise
+            raise PageError(
+                f"{url} asks who signs in, and no administrator was named. Write rig_webui.admin, or, for a page "
+                "without authentication, rig_webui.auth: false, which takes a database that has no users.",
+                error.status,
+            ) from None
     password = read_password(secrets_file)
     try:
         return sign_in(url, address, password)
@@ -183,23 +200,43 @@ def enter(url: str, address: str, secrets_file: str) -> Page:
         if error.status not in {400, 401, 403}:
             raise
         raise PageError(
-            f"{url} refuses {address} with the password of {secrets_file}. Was it changed on the page? Then write the "
-            f"new one into that file, as {PASSWORD}=..., or name the administrator that the page has.",
+            f"{url} refuses {address} with the password of {secrets_file}, and nothing was changed on it. Was the "
+            "password set on the page, or did the database have its users before? Then give it once as "
+            f"open_webui_admin_password (or write it into that file, as {PASSWORD}=...), or name another "
+            "administrator of the page as rig_webui.admin.",
             error.status,
         ) from None
 
 
+def open_to_all(url: str) -> bool:
+    """Whether everybody can sign in as the administrator that a page without authentication made."""
+    try:
+        sign_in(url, NOBODY, NOBODYS_PASSWORD)
+    except PageError:
+        return False
+    return True
+
+
 def read_password(path: str) -> str:
     """Return the administrator's password from the secrets file of the page. Raises PageError without one."""
+    if not Path(path).exists():
+        raise PageError(f"cannot read the secrets file {path}: it is not there")
+    password = read_secret(path, PASSWORD)
+    if not password:
+        raise PageError(f"the secrets file {path} has no {PASSWORD}")
+    return password
+
+
+def read_secret(path: str, wanted: str) -> str:
+    """Return a value of a secrets file; '' when the file or the value is not there. Raises PageError."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return ""
     except OSError as error:
         raise PageError(f"cannot read the secrets file {path}: {error.strerror}") from error
-    for line in lines:
-        name, _sep, value = line.partition("=")
-        if name.strip() == PASSWORD and value.strip():
-            return value.strip()
-    raise PageError(f"the secrets file {path} has no {PASSWORD}")
+    found = (line.partition("=") for line in lines)
+    return next((value.strip() for name, _sep, value in found if name.strip() == wanted), "")
 
 
 def _message(data: bytes) -> str:

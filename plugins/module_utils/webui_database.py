@@ -1,10 +1,11 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Open WebUI's SQLite database: what version it is of, a copy before an upgrade, and the way back. (outside)
+"""Open WebUI's database: what version it is of, a copy before an upgrade, and the way back. (outside)
 
 Open WebUI changes its database one way only: a newer version migrates it, no version migrates back. The database
 names the last migration that it went through (Alembic's table); a package knows a database whose migration it has.
+Here is SQLite, in the page's data directory; webui_postgres has PostgreSQL.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import re
 import sqlite3
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 DATABASE = "webui.db"
 BACKUPS = "backups"
@@ -54,6 +57,96 @@ def known_revisions(environment: Path) -> frozenset[str]:
     return frozenset(found)
 
 
+@dataclass(frozen=True)
+class User:
+    """Somebody who can sign in; `role` is admin, user or pending."""
+
+    address: str
+    role: str
+
+
+class Store(Protocol):
+    """A database of Open WebUI. Everything raises DatabaseError when it cannot be reached or is not Open WebUI's."""
+
+    @property
+    def in_words(self) -> str:
+        """Where it is, without its password."""
+
+    @property
+    def identity(self) -> str:
+        """By which it is known again; '' for the one in the data directory, wherever that is."""
+
+    @property
+    def suffix(self) -> str:
+        """Of the files that are its copies."""
+
+    def exists(self) -> bool:
+        """Whether Open WebUI began to make it."""
+
+    def revisions(self) -> frozenset[str]:
+        """The migrations that it stands at; empty for one that Open WebUI never finished making."""
+
+    def users(self) -> list[User]:
+        """Who can sign in."""
+
+    def copy_to(self, target: Path) -> None:
+        """Copy it, also while the page writes, into a file that only its owner reads."""
+
+    def take_back(self, source: Path) -> None:
+        """Become what was copied, in one step."""
+
+
+@dataclass(frozen=True)
+class Sqlite:
+    """The database that lies in the data directory."""
+
+    path: Path
+
+    @property
+    def in_words(self) -> str:
+        """Its path."""
+        return str(self.path)
+
+    @property
+    def identity(self) -> str:
+        """See Store."""
+        return ""
+
+    @property
+    def suffix(self) -> str:
+        """A copy is a database too."""
+        return ".db"
+
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
+
+    def revisions(self) -> frozenset[str]:
+        """See Store."""
+        with opened(self.path) as database:
+            return frozenset(str(row[0]) for row in self._rows(database, "alembic_version", "version_num"))
+
+    def users(self) -> list[User]:
+        """See Store."""
+        with opened(self.path) as database:
+            return [User(str(row[0]), str(row[1])) for row in self._rows(database, "user", "email, role")]
+
+    @staticmethod
+    def _rows(database: sqlite3.Connection, table: str, columns: str) -> list[tuple[object, ...]]:
+        named = "SELECT 1 FROM sqlite_master WHERE type='table' AND name=?"
+        if not database.execute(named, [table]).fetchone():
+            return []
+        return database.execute(f'SELECT {columns} FROM "{table}"').fetchall()  # noqa: S608  our own words
+
+    def copy_to(self, target: Path) -> None:
+        """With SQLite's own backup, which is right also while the page writes."""
+        copy_database(self.path, target)
+
+    def take_back(self, source: Path) -> None:
+        """See Store."""
+        copy_database(source, self.path)
+
+
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[sqlite3.Connection]:
     """Open an existing database, errors as DatabaseError."""
@@ -69,17 +162,8 @@ def opened(path: Path) -> Iterator[sqlite3.Connection]:
         connection.close()
 
 
-def database_revisions(path: Path) -> frozenset[str]:
-    """Return the migrations that the database stands at; empty for one that Open WebUI never finished making."""
-    with opened(path) as database:
-        named = database.execute("SELECT 1 FROM sqlite_master WHERE type='table' AND name='alembic_version'").fetchone()
-        if not named:
-            return frozenset()
-        return frozenset(str(row[0]) for row in database.execute("SELECT version_num FROM alembic_version"))
-
-
 def copy_database(source: Path, target: Path) -> None:
-    """Copy with SQLite's own backup, which is right also while the page writes; the target changes in one step.
+    """Copy with SQLite's own backup; the target changes in one step.
 
     An existing target keeps its owner and mode; a new one only its owner reads.
     """
@@ -89,9 +173,11 @@ def copy_database(source: Path, target: Path) -> None:
         here.backup(there)
 
 
-def recorded_version(data_dir: Path) -> str:
+def recorded_version(data_dir: Path, store: Store) -> str:
     """Return the version that used the database last, as far as we know; 'unknown' for an adopted one."""
-    return str(read_record(data_dir).get("version") or "unknown")
+    record = read_record(data_dir)
+    same = record.get("database", "") == store.identity
+    return str(record.get("version") or "unknown") if same else "unknown"
 
 
 def read_record(data_dir: Path) -> dict[str, object]:
@@ -111,25 +197,31 @@ def note(data_dir: Path, **values: object) -> None:
     new.replace(data_dir / RECORD)
 
 
-def backups(data_dir: Path) -> list[Path]:
-    """Return the copies, the newest last."""
-    return sorted((data_dir / BACKUPS).glob("webui-*.db"), key=lambda path: (path.stat().st_mtime, path.name))
+def note_version(data_dir: Path, store: Store, version: str) -> None:
+    """Note which version uses the database from now on."""
+    note(data_dir, version=version, database=store.identity)
 
 
-def upgrade_problem(data_dir: Path, environment: Path) -> str:
+def backups(data_dir: Path, store: Store) -> list[Path]:
+    """Return the copies of databases of this kind, the newest last."""
+    found = (data_dir / BACKUPS).glob(f"webui-*{store.suffix}")
+    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def upgrade_problem(data_dir: Path, environment: Path, store: Store) -> str:
     """Say why the package in `environment` must not be started on this database; '' when it may."""
-    unknown = database_revisions(data_dir / DATABASE) - known_revisions(environment)
+    unknown = store.revisions() - known_revisions(environment)
     if not unknown:
         return ""
-    copies = ", ".join(path.name for path in backups(data_dir)) or "none"
+    copies = ", ".join(path.name for path in backups(data_dir, store)) or "none"
     return (
-        f"{data_dir / DATABASE} was used by a newer Open WebUI (its migration {', '.join(sorted(unknown))} is unknown "
+        f"{store.in_words} was used by a newer Open WebUI (its migration {', '.join(sorted(unknown))} is unknown "
         f"to {package_version(environment)}), and databases do not go back. Ask for that newer version, or put a copy "
         f"back: {copies} in {data_dir / BACKUPS}."
     )
 
 
-def back_up(data_dir: Path, environment: Path, keep: int) -> Path:
+def back_up(data_dir: Path, environment: Path, keep: int, store: Store) -> Path:
     """Copy the database before another version gets it, note that version, and return the copy.
 
     Of older copies `keep` - 1 stay.
@@ -137,23 +229,31 @@ def back_up(data_dir: Path, environment: Path, keep: int) -> Path:
     folder = data_dir / BACKUPS
     folder.mkdir(mode=0o700, exist_ok=True)
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    made = folder / f"webui-{recorded_version(data_dir)}-{stamp}.db"
+    made = folder / f"webui-{recorded_version(data_dir, store)}-{stamp}{store.suffix}"
     part = folder / f".{made.name}.part"
     part.unlink(missing_ok=True)
-    copy_database(data_dir / DATABASE, part)
-    part.replace(made)
-    note(data_dir, version=package_version(environment))
-    for old in backups(data_dir)[:-keep]:
+    try:
+        store.copy_to(part)
+        part.replace(made)
+    finally:
+        part.unlink(missing_ok=True)
+    note_version(data_dir, store, package_version(environment))
+    for old in backups(data_dir, store)[:-keep]:
         old.unlink()
     return made
 
 
-def put_back(data_dir: Path, name: str) -> Path:
+def put_back(data_dir: Path, name: str, store: Store) -> Path:
     """Put a copy's content back into the database, and note its version. Raises DatabaseError for an unknown copy."""
-    copies = {path.name: path for path in backups(data_dir)}
+    copies = {path.name: path for path in backups(data_dir, store)}
     if name not in copies:
         known = ", ".join(copies) or "none"
-        raise DatabaseError(f"{data_dir / BACKUPS} has no copy {name!r}; there are: {known}")
-    copy_database(copies[name], data_dir / DATABASE)
-    note(data_dir, version=name.removeprefix("webui-").rpartition("-")[0])
+        raise DatabaseError(f"{data_dir / BACKUPS} has no copy {name!r} of {store.in_words}; there are: {known}")
+    store.take_back(copies[name])
+    note_version(data_dir, store, version_of(name))
     return copies[name]
+
+
+def version_of(copy: str) -> str:
+    """Return the version in a copy's name."""
+    return copy.removeprefix("webui-").rpartition("-")[0]

@@ -50,12 +50,18 @@ class SettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Connection:
-    """An OpenAI-compatible API. `url` ends in /v1; `model` is needed for task embed only."""
+    """An OpenAI-compatible API. `url` ends in /v1; `model` is needed for task embed only.
+
+    `prefix` and a dot stand before its models' names where it is `prefixed`: of two models with one name the page
+    shows the first one only.
+    """
 
     url: str
     task: str = CHAT
     model: str = ""
     takes_tools: bool = False
+    prefix: str = ""
+    prefixed: bool = False
     key: str = field(default="", repr=False)
 
 
@@ -100,8 +106,9 @@ def connections_for(
     """The connections of a page: one for each present instance of its host, then `tunnels`, then `more`.
 
     `instances` have every key of the schema (`placement.instances_for`), `tunnels` are rig_tunnels. An entry of `more`
-    has `url` and may have `key_file`, `takes_tools`. Each result has url, key_file ('' for none), task, model and
-    takes_tools.
+    has `url` and may have `key_file`, `takes_tools`. Each result has url, key_file ('' for none), task, model,
+    takes_tools, prefix and prefixed: a tunnel's models get its name as prefix where an earlier connection has a model
+    of that name.
     """
     found: list[dict[str, object]] = []
     for instance in instances:
@@ -117,15 +124,22 @@ def connections_for(
                     flags if isinstance(flags, Mapping) else {},
                     context if isinstance(context, int) else None,
                 ),
+                "prefix": "",
+                "prefixed": False,
             }
         )
-    forwards = [
-        {
-            "url": f"http://127.0.0.1:{tunnel['port']}/v1",
-            "key_file": f"{secrets_dir}/tunnel-{tunnel['name']}.env",
-        }
-        for tunnel in tunnels
-    ]
+    seen = {one["model"] for one in found if one["task"] == CHAT}
+    forwards = []
+    for tunnel in tunnels:
+        forwards.append(
+            {
+                "url": f"http://127.0.0.1:{tunnel['port']}/v1",
+                "key_file": f"{secrets_dir}/tunnel-{tunnel['name']}.env",
+                "prefix": tunnel["name"],
+                "prefixed": tunnel.get("instance") in seen,
+            }
+        )
+        seen.add(tunnel.get("instance"))
     return found + [
         {
             "url": str(entry["url"]).rstrip("/"),
@@ -133,6 +147,8 @@ def connections_for(
             "task": CHAT,
             "model": "",
             "takes_tools": bool(entry.get("takes_tools")),
+            "prefix": str(entry.get("prefix") or ""),
+            "prefixed": bool(entry.get("prefixed")),
         }
         for entry in [*forwards, *more]
     ]
@@ -207,7 +223,7 @@ def _connected(current: Mapping[str, object], chats: Sequence[Connection], owned
     known = {url: configs.get(str(number), configs.get(url)) for number, url in enumerate(urls)}
     ours = {chat.url for chat in chats}
     gone = ours | set(owned)
-    rows = [(chat.url, chat.key, known.get(chat.url)) for chat in chats]
+    rows = [(chat.url, chat.key, _with_prefix(known.get(chat.url), chat)) for chat in chats]
     rows += [
         (url, key, known[url])
         for url, key in zip(urls, keys, strict=False)
@@ -219,6 +235,15 @@ def _connected(current: Mapping[str, object], chats: Sequence[Connection], owned
         KEYS: [key for _url, key, _config in rows],
         CONFIGS: {str(number): config for number, (_url, _key, config) in enumerate(rows) if config is not None},
     }
+
+
+def _with_prefix(config: object, chat: Connection) -> object:
+    """The configuration with our prefix, or without it; a prefix that people chose stays where we need none."""
+    if chat.prefixed:
+        return {**_mapping(config), "prefix_id": chat.prefix}
+    if chat.prefix and _mapping(config).get("prefix_id") == chat.prefix:
+        return {key: value for key, value in _mapping(config).items() if key != "prefix_id"}
+    return config
 
 
 def _documents(embedding: Connection | None) -> dict[str, object]:

@@ -21,9 +21,9 @@ options:
     type: str
     required: true
   admin:
-    description: Address of the administrator.
+    description: Address of the administrator. Empty for a page without authentication.
     type: str
-    required: true
+    default: ""
   secrets_file:
     description: File that holds his password as C(WEBUI_ADMIN_PASSWORD).
     type: path
@@ -99,7 +99,7 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, enter
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import NOBODY, Page, PageError, enter, open_to_all
 
 DOCUMENT_NAME = "gpurig-check.txt"
 DOCUMENT = "Notes about the machine room. The door of the machine room is painted violet. The key hangs in the kitchen."
@@ -143,7 +143,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
-            "admin": {"type": "str", "required": True},
+            "admin": {"type": "str", "default": ""},
             "secrets_file": {"type": "path", "required": True, "no_log": False},
             "models": {"type": "list", "elements": "str", "default": []},
             "documents": {"type": "bool", "default": False},
@@ -156,6 +156,11 @@ def main() -> None:
         page = enter(module.params["url"], module.params["admin"], module.params["secrets_file"])
         if page.sign_up_open():
             module.fail_json(msg=f"{module.params['url']}: strangers can sign themselves up. Run the role open_webui.")
+        if module.params["admin"] and open_to_all(module.params["url"]):
+            module.fail_json(
+                msg=f"{module.params['url']} was used without authentication: everybody can sign in as {NOBODY}, whose "
+                "password is known. Give that user another password on the page, or remove the user."
+            )
         result = use(page, module.params)
     except PageError as error:
         module.fail_json(msg=str(error))

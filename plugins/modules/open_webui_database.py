@@ -14,13 +14,19 @@ author: [gpurig.llm maintainers (@gpurig)]
 description:
   - An upgrade of Open WebUI changes its database one way only. So a copy is made before another version gets it, and
     a version that does not know the database is refused.
-  - Copies are made with SQLite's own backup, also while the page writes. They lie in C(backups) beside the database.
+  - Copies are made by SQLite's own backup or by C(pg_dump), also while the page writes. They lie in C(backups) in the
+    data directory.
   - Works as the owner of the directory, also when root calls it.
 options:
   data_dir:
-    description: The page's data directory, which holds C(webui.db).
+    description: The page's data directory, which holds C(webui.db) unless the database is PostgreSQL.
     type: path
     required: true
+  secrets_file:
+    description:
+      - The page's secrets file. Where it has a C(DATABASE_URL), that PostgreSQL database is meant, and copies need
+        the programs of the package postgresql-client, at least as new as the server.
+    type: path
   environment_dir:
     description: The Python environment of the version that is to run.
     type: path
@@ -61,6 +67,7 @@ EXAMPLES = r"""
   gpurig.llm.open_webui_database:
     data_dir: /var/lib/gpurig/open_webui
     environment_dir: /opt/gpurig/envs/open_webui/current
+    secrets_file: /etc/gpurig/secrets/open-webui.env
     state: restored
 """
 
@@ -78,52 +85,65 @@ version:
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import PageError, read_secret
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
     DATABASE,
     DatabaseError,
+    Sqlite,
+    Store,
     act_as_owner,
     back_up,
     backups,
-    note,
+    note_version,
     package_version,
     put_back,
     recorded_version,
     upgrade_problem,
+    version_of,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_postgres import store_of
 
 
-def ready(data_dir: Path, environment: Path, keep: int, check: bool) -> tuple[str, str, str]:
+def ready(store: Store, data_dir: Path, environment: Path, keep: int, check: bool) -> tuple[str, str, str]:
     """Return (copy, version before, version after); the copy is empty when none was needed. Raises DatabaseError."""
-    before = recorded_version(data_dir)
+    before = recorded_version(data_dir, store)
     if check and not environment.exists():
-        return f"webui-{before}-*.db", before, "a version that this run would install"
+        return f"webui-{before}-*{store.suffix}", before, "a version that this run would install"
     after = package_version(environment)
-    problem = upgrade_problem(data_dir, environment)
+    problem = upgrade_problem(data_dir, environment, store)
     if problem:
         raise DatabaseError(problem)
     if before == after:
         return "", before, after
     if check:
-        return f"webui-{before}-*.db", before, after
-    return str(back_up(data_dir, environment, keep)), before, after
+        return f"webui-{before}-*{store.suffix}", before, after
+    return str(back_up(data_dir, environment, keep, store)), before, after
 
 
-def restored(data_dir: Path, name: str, check: bool) -> tuple[str, str, str]:
+def restored(store: Store, data_dir: Path, name: str, check: bool) -> tuple[str, str, str]:
     """Return (copy, version before, version of the copy). Raises DatabaseError."""
-    copies = backups(data_dir)
+    copies = backups(data_dir, store)
     if not name and not copies:
-        raise DatabaseError(f"{data_dir} has no copy of its database to put back")
-    before = recorded_version(data_dir)
+        raise DatabaseError(f"{data_dir} has no copy of {store.in_words} to put back")
+    before = recorded_version(data_dir, store)
     wanted = name or copies[-1].name
     if not check:
-        put_back(data_dir, wanted)
-    return wanted, before, wanted.removeprefix("webui-").rpartition("-")[0]
+        put_back(data_dir, wanted, store)
+    return wanted, before, version_of(wanted)
+
+
+def there(store: Store, environment: Path, check: bool) -> bool:
+    """Whether there is a database to look at. A first run in check mode has nothing to look into PostgreSQL with."""
+    if check and not environment.exists() and not isinstance(store, Sqlite):
+        return False
+    return store.exists()
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "data_dir": {"type": "path", "required": True},
+            "secrets_file": {"type": "path", "no_log": False},
             "environment_dir": {"type": "path", "required": True},
             "state": {"type": "str", "choices": ["ready", "restored"], "default": "ready"},
             "backup": {"type": "str", "default": ""},
@@ -134,17 +154,19 @@ def main() -> None:
     params = module.params
     data_dir, environment = Path(params["data_dir"]), Path(params["environment_dir"])
     try:
+        url = read_secret(params["secrets_file"], "DATABASE_URL") if params["secrets_file"] else ""
+        store: Store = store_of(url, environment) if url else Sqlite(data_dir / DATABASE)
         if data_dir.is_dir():
             act_as_owner(data_dir)
-        if not (data_dir / DATABASE).exists():
+        if not there(store, environment, module.check_mode):
             if params["state"] == "ready" and not module.check_mode:
-                note(data_dir, version=package_version(environment))
+                note_version(data_dir, store, package_version(environment))
             module.exit_json(changed=False, backup="", version="", diff={"before": "", "after": ""})
         if params["state"] == "ready":
-            copy, before, after = ready(data_dir, environment, params["keep"], module.check_mode)
+            copy, before, after = ready(store, data_dir, environment, params["keep"], module.check_mode)
         else:
-            copy, before, after = restored(data_dir, params["backup"], module.check_mode)
-    except DatabaseError as error:
+            copy, before, after = restored(store, data_dir, params["backup"], module.check_mode)
+    except (DatabaseError, PageError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}. Run as the directory's owner or as root.")

@@ -24,9 +24,9 @@ options:
     type: str
     required: true
   admin:
-    description: Address of the administrator.
+    description: Address of the administrator. Empty for a page without authentication.
     type: str
-    required: true
+    default: ""
   secrets_file:
     description: File that holds his password as C(WEBUI_ADMIN_PASSWORD).
     type: path
@@ -56,6 +56,14 @@ options:
         default: ""
       takes_tools:
         description: Whether it can be sent tools. They are offered when all connections take them.
+        type: bool
+        default: false
+      prefix:
+        description: What stands before the names of its models where O(connections[].prefixed), with a dot.
+        type: str
+        default: ""
+      prefixed:
+        description: Whether another connection has models of the same names, which would hide these.
         type: bool
         default: false
   task_model:
@@ -129,6 +137,8 @@ def planned(page: Page, params: dict[str, Any], owned: list[str]) -> tuple[Plan,
             task=entry["task"],
             model=entry["model"],
             takes_tools=entry["takes_tools"],
+            prefix=entry["prefix"],
+            prefixed=entry["prefixed"],
             key=read_key(entry["key_file"]),
         )
         for entry in params["connections"]
@@ -144,11 +154,13 @@ def main() -> None:
         "task": {"type": "str", "choices": ["chat", "embed"], "default": "chat"},
         "model": {"type": "str", "default": ""},
         "takes_tools": {"type": "bool", "default": False},
+        "prefix": {"type": "str", "default": ""},
+        "prefixed": {"type": "bool", "default": False},
     }
     module = AnsibleModule(
         argument_spec={
             "url": {"type": "str", "required": True},
-            "admin": {"type": "str", "required": True},
+            "admin": {"type": "str", "default": ""},
             "secrets_file": {"type": "path", "required": True, "no_log": False},
             "connections": {"type": "list", "elements": "dict", "default": [], "options": connection},
             "task_model": {"type": "str", "default": ""},
@@ -169,7 +181,7 @@ def main() -> None:
             if left:
                 names = ", ".join(change.name for change in left)
                 module.fail_json(msg=f"{params['url']} did not keep what it was told: {names}")
-        if owned != ours and not module.check_mode:
+        if owned != ours and data_dir.is_dir() and not module.check_mode:
             act_as_owner(data_dir)
             note(data_dir, **{OURS: ours})
     except PageError as error:

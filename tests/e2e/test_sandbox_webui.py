@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
-import sqlite3
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -20,12 +20,21 @@ from typing import Any
 
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, sign_in
+from ansible_collections.gpurig.llm.scripts import bump
 from ansible_collections.gpurig.llm.tests.e2e import browser
 from ansible_collections.gpurig.llm.tests.e2e.sandbox import Result, Sandbox, free_port
 from ansible_collections.gpurig.llm.tests.e2e.test_sandbox import _own_address
+from ansible_collections.gpurig.llm.tests.hub_sim import clients
 
 ADMIN = "admin@rig.example.org"
 FRIEND, FRIENDS_PASSWORD = "friend@rig.example.org", "a-password-of-the-friend"
+EARLIER = "0.12.0"  # the last release with fewer migrations than the one that is locked
+EARLIER_SHA256 = "27da8c9b8228bf72b12ac3fe18ac16a129fa636cbd6352d5bdb6396e1e7f97fd"  # wheel, from the package index
+PRESENT = next(
+    line.split("==")[1].split()[0]
+    for line in (bump.ROOT / "roles/open_webui/files/webui.lock").read_text(encoding="utf-8").splitlines()
+    if line.startswith("open-webui==")
+)
 SECRET_BYTES = 20  # shorter values are no secrets that we generate
 
 pytestmark = [
@@ -42,6 +51,7 @@ class Rig:
     box: Sandbox
     port: int
     embed_port: int
+    earlier: Path  # the lock of an earlier release
 
     @property
     def url(self) -> str:
@@ -86,15 +96,13 @@ class Rig:
         wanted = {"admin": ADMIN, "port": self.port} if page is None else page
         return self.box.run("site.yml", *more, rig_instances=self.instances(), rig_webui=wanted, **variables)
 
-    def used_before_by(self, version: str) -> None:
-        """Let the database seem to be of another version of the page."""
-        record = self.data / "gpurig.json"
-        noted = json.loads(record.read_text(encoding="utf-8"))
-        record.write_text(json.dumps({**noted, "version": version}), encoding="utf-8")
-
     def copies(self) -> list[str]:
         """The versions of which there are copies of the database, in order."""
         return sorted(path.name.split("-")[1] for path in (self.data / "backups").glob("webui-*"))
+
+    def version(self) -> str:
+        """The version that answers."""
+        return Page(self.url).version()
 
     def page(self) -> Page:
         return sign_in(self.url, ADMIN, self.password())
@@ -103,13 +111,26 @@ class Rig:
         return int(self.box.services()["open-webui"]["pid"])
 
 
+def earlier_lock(place: Path) -> Path:
+    """The lock of the earlier release, resolved like the present one and as near to it as that release allows."""
+    wanted = next(lock for lock in bump.LOCKS if lock.target.endswith("webui.lock"))
+    present, made, source = bump.ROOT / wanted.target, place / "earlier.lock", place / "earlier.in"
+    shutil.copy(present, made)
+    source.write_text(f"open-webui=={EARLIER}\n", encoding="utf-8")
+    body = bump.resolve(wanted, source, made, str(clients.uv()))
+    assert EARLIER_SHA256 in body
+    head = [line for line in present.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    made.write_text("\n".join([*head, body]), encoding="utf-8")
+    return made
+
+
 @pytest.fixture(scope="module")
 def built(place: Path) -> Iterator[tuple[Rig, Result]]:
     home = place / "home"
     home.mkdir()
-    rig = Rig(Sandbox(place / "rig", free_port(), home), free_port(), free_port())
+    rig = Rig(Sandbox(place / "rig", free_port(), home), free_port(), free_port(), earlier_lock(place))
     try:
-        yield rig, rig.run()
+        yield rig, rig.run(open_webui_lock=str(rig.earlier))
     finally:
         rig.box.end()
 
@@ -120,21 +141,57 @@ def rig(built: tuple[Rig, Result]) -> Rig:
     return built[0]
 
 
-def test_from_nothing_to_an_answer_through_the_page(built: tuple[Rig, Result]) -> None:
-    rig, result = built
+def assert_works(rig: Rig, result: Result, version: str) -> None:
+    """The report of the run says so, each line of it."""
     assert result.rc == 0, result.text[-6000:]
     report = result.text[result.text.index("Page: ") :]
-    for words in (rig.url, "Open WebUI 0.12", ADMIN, str(rig.secrets_file), "Models to choose: chat\n"):
+    for words in (rig.url, f"Open WebUI {version}", ADMIN, str(rig.secrets_file), "Models to choose: chat\n"):
         assert words in report, report
     assert "Paris" in report[report.index("Asked through the page") :].splitlines()[0]
     assert report[report.index("Asked about a document: ") :].splitlines()[0].strip() != "Asked about a document:"
     assert "Does not work" not in report, report
     assert report.rindex(f"Page: {rig.url}") > report.index("first line of the answer"), "the last report names it"
+
+
+def test_from_nothing_to_an_answer_through_the_page_of_an_earlier_release(built: tuple[Rig, Result]) -> None:
+    rig, result = built
+    assert_works(rig, result, EARLIER)
     status = Path(f"/proc/{rig.pid()}/status").read_text(encoding="utf-8")
     resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
     print(
         f"bare directory to answer through the page: {result.seconds:.0f} s; the page takes {int(resident) >> 10} MiB"
     )
+
+
+def keep_a_chat(page: Page, title: str) -> None:
+    page.call("POST", "/api/v1/chats/new", {"chat": {"title": title, "messages": []}})
+
+
+def titles(rig: Rig) -> list[str]:
+    return [str(chat["title"]) for chat in rig.page().call("GET", "/api/v1/chats/?page=1")]
+
+
+def test_an_upgrade_that_does_not_start_is_taken_back_with_its_database(rig: Rig) -> None:
+    keep_a_chat(rig.page(), "Before the upgrade")
+    friend = {"name": "Friend", "email": FRIEND, "password": FRIENDS_PASSWORD, "role": "user"}
+    rig.page().call("POST", "/api/v1/auths/add", friend)
+    result = rig.run(open_webui_process_environment={"DATABASE_URL": "sqlite:////proc/nowhere/webui.db"})
+    assert result.rc != 0
+    assert "What ran before serves again" in result.text, result.text[-5000:]
+    assert rig.copies() == [EARLIER]
+    assert json.loads((rig.data / "gpurig.json").read_text(encoding="utf-8"))["version"] == EARLIER
+    ready(rig)
+    assert (rig.version(), titles(rig)) == (EARLIER, ["Before the upgrade"])
+
+
+def test_an_upgrade_keeps_people_and_chats_and_has_a_copy(rig: Rig) -> None:
+    before = rig.pid()
+    result = rig.run()
+    assert_works(rig, result, PRESENT)
+    assert "Have a copy of the database before another version gets it" in result.changed_tasks
+    assert (rig.version(), titles(rig), rig.copies()) == (PRESENT, ["Before the upgrade"], [EARLIER, EARLIER])
+    assert rig.pid() != before
+    sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
 
 
 def holding(secrets: dict[str, str], texts: Iterable[tuple[str, bytes]]) -> list[str]:
@@ -205,8 +262,6 @@ def test_a_second_person_and_no_third(rig: Rig, place: Path) -> None:
         body = {"name": "Third", "email": "third@rig.example.org", "password": "a-password"}
         Page(rig.url).call("POST", "/api/v1/auths/signup", body)
     assert refused.value.status == 403
-    friend = {"name": "Friend", "email": FRIEND, "password": FRIENDS_PASSWORD, "role": "user"}
-    rig.page().call("POST", "/api/v1/auths/add", friend)
     theirs = sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
     assert theirs.models() == ["chat"]
     with pytest.raises(PageError):
@@ -215,10 +270,6 @@ def test_a_second_person_and_no_third(rig: Rig, place: Path) -> None:
         person.sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
         assert person.choose("chat") == ["chat"]
         assert "Paris" in person.ask("What is the capital of France? Answer in one sentence.").text
-
-
-def titles(rig: Rig) -> list[str]:
-    return [str(chat["title"]) for chat in rig.page().call("GET", "/api/v1/chats/?page=1")]
 
 
 def ready(rig: Rig, limit_s: float = 90) -> float:
@@ -280,50 +331,13 @@ def test_a_moved_engine_is_followed_and_people_s_settings_stay(rig: Rig) -> None
     assert "Paris" in rig.page().chat("chat", "What is the capital of France? Answer in one sentence.")
 
 
-def test_a_version_that_does_not_start_is_taken_back_with_its_database(rig: Rig) -> None:
-    before = titles(rig)
-    rig.used_before_by("0.12.2")
-    result = rig.run(open_webui_process_environment={"DATABASE_URL": "sqlite:////proc/nowhere/webui.db"})
-    assert result.rc != 0
-    assert "What ran before serves again" in result.text, result.text[-5000:]
-    assert rig.copies() == ["0.12.2"]
-    assert json.loads((rig.data / "gpurig.json").read_text(encoding="utf-8"))["version"] == "0.12.2"
-    ready(rig)
-    assert titles(rig) == before
-
-
-def test_a_copy_before_another_version_and_the_way_back(rig: Rig, run_module: Any) -> None:
-    rig.used_before_by("0.12.3")
-    result = rig.run()
-    assert result.rc == 0, result.text[-6000:]
-    assert result.changed_tasks == ["Have a copy of the database before another version gets it"]
-    assert rig.copies() == ["0.12.2", "0.12.3"]
-    rig.page().call("POST", "/api/v1/auths/add", {"name": "Late", "email": "late@rig.example.org", "password": "x" * 9})
-    assert rig.box.tool("stop", "open-webui").returncode == 0
-    environment = rig.box.root / "envs" / "open_webui" / "current"
-    back = {"data_dir": str(rig.data), "environment_dir": str(environment), "state": "restored"}
-    done = run_module("open_webui_database", back)
-    assert done["changed"], done
-    assert rig.box.tool("start", "open-webui").returncode == 0
-    ready(rig)
-    assert titles(rig)
-    with pytest.raises(PageError):
-        sign_in(rig.url, "late@rig.example.org", "x" * 9)
-    sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
-
-
 def test_a_database_of_a_newer_version_is_refused(rig: Rig) -> None:
-    with sqlite3.connect(rig.data / "webui.db") as database:
-        known = database.execute("SELECT version_num FROM alembic_version").fetchone()[0]
-        database.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
     before = rig.pid()
-    result = rig.run()
-    with sqlite3.connect(rig.data / "webui.db") as database:
-        database.execute("UPDATE alembic_version SET version_num = ?", [known])
+    result = rig.run(open_webui_lock=str(rig.earlier))
     assert result.rc != 0
-    assert "fedcba987654" in result.text
     assert "newer Open WebUI" in result.text
-    assert (result.changed_tasks, rig.pid()) == ([], before)
+    assert f"is unknown to {EARLIER}" in " ".join(result.text.split())
+    assert (rig.version(), rig.pid()) == (PRESENT, before)
 
 
 def test_bad_input_changes_nothing(rig: Rig) -> None:
@@ -347,3 +361,14 @@ def test_a_page_that_nobody_asks_for_is_stopped_and_its_data_stay(rig: Rig) -> N
     assert (rig.data / "webui.db").exists()
     with pytest.raises(OSError, match="refused"), socket.create_connection(("127.0.0.1", rig.port), timeout=5):
         pass
+
+
+def test_the_way_back_is_the_old_copy_and_the_old_release(rig: Rig, run_module: Any) -> None:
+    environment = rig.box.root / "envs" / "open_webui" / "current"
+    back = {"data_dir": str(rig.data), "environment_dir": str(environment), "state": "restored"}
+    done = run_module("open_webui_database", back)
+    assert done["changed"], done
+    result = rig.run(open_webui_lock=str(rig.earlier))
+    assert_works(rig, result, EARLIER)
+    assert (rig.version(), titles(rig)) == (EARLIER, ["Before the upgrade"]), "later chats are in no copy"
+    sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)

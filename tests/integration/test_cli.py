@@ -155,6 +155,20 @@ def test_a_start_that_cannot_be_ends_with_78(
     assert "hush" not in err
 
 
+def test_exec_has_the_folder_in_memory_or_does_not_start(
+    rig: Rig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    rig.write("chat", SLEEPER)
+    code, _, err = tool(capsys, "exec", "--name", "chat", "--memory-dir", "/proc/gpurig-test", "--", "/bin/true")
+    assert (code, "would lie on proc, needed a tmpfs" in err) == (78, True)
+    folder = Path("/dev/shm", f"gpurig-test-{os.getpid()}")
+    try:
+        done = rig.command("exec", "--name", "chat", "--memory-dir", str(folder), "--", "/bin/true")
+        assert (done.returncode, folder.stat().st_mode & 0o7777) == (0, 0o700), done.stderr
+    finally:
+        folder.rmdir()
+
+
 def test_exec_without_a_record_or_a_host(
     rig: Rig, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

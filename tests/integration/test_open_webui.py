@@ -264,7 +264,7 @@ def test_a_first_start_is_noted_and_no_change(tmp_path: Path, run_module: Module
     assert not run_module("open_webui_database", arguments, check=True)["changed"]
     assert list(folder.iterdir()) == []
     assert not run_module("open_webui_database", arguments)["changed"]
-    assert json.loads((folder / "gpurig.json").read_text()) == {"version": "0.12.4"}
+    assert json.loads((folder / "gpurig.json").read_text()) == {"database": "", "version": "0.12.4"}
     absent = {**arguments, "data_dir": str(tmp_path / "absent")}
     assert not run_module("open_webui_database", absent, check=True)["changed"]
     assert "no copy" in run_module("open_webui_database", {**arguments, "state": "restored"}).get("msg", "no copy")

@@ -50,3 +50,34 @@ def test_no_directory_is_an_error_in_words(run_module: RunModule, tmp_path: Path
     result = run_module("secret_file", {"path": str(tmp_path / "no" / "x.env"), "names": ["A"]})
     assert result["failed"]
     assert "cannot be written" in result["msg"]
+
+
+def test_given_values_are_kept_and_never_shown(run_module: RunModule, tmp_path: Path) -> None:
+    path = tmp_path / "page.env"
+    path.write_text("KEY=kept-secret\nPASSWORD=old-secret\nGONE=other-secret\n")
+    path.chmod(0o600)
+    values = {"PASSWORD": "new-secret", "EMPTY": "", "URL": "a=b secret"}
+    args = {"path": str(path), "names": ["KEY", "PASSWORD", "MADE"], "values": values, "removed": ["GONE", "NEVER"]}
+    predicted = run_module("secret_file", args, check=True)
+    done = run_module("secret_file", args)
+    assert predicted["diff"] == done["diff"]
+    assert done["generated"] == ["MADE"]
+    assert "PASSWORD=(another, hidden)" in done["diff"]["after"]
+    assert "GONE" not in done["diff"]["after"]
+    lines = path.read_text().splitlines()
+    assert lines[:3] == ["KEY=kept-secret", "PASSWORD=new-secret", "URL=a=b secret"]
+    assert [line.partition("=")[0] for line in lines[3:]] == ["MADE"]
+    again = run_module("secret_file", args)
+    assert not again["changed"]
+    assert again["diff"]["before"] == again["diff"]["after"]
+    for result in (predicted, done, again):
+        assert "secret" not in json.dumps({**result, "invocation": ""}).replace("secret_file", "")
+
+
+def test_a_value_that_a_line_cannot_carry_is_refused_unsaid(run_module: RunModule, tmp_path: Path) -> None:
+    for value in (" secret", "secret\nOTHER=1", "secret\u2028x"):
+        args = {"path": str(tmp_path / "x.env"), "names": [], "values": {"PASSWORD": value}}
+        result = run_module("secret_file", args)
+        assert "the value of PASSWORD" in result["msg"]
+        assert "secret" not in result["msg"]
+    assert list(tmp_path.iterdir()) == []

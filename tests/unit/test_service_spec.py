@@ -239,6 +239,7 @@ def test_defaults() -> None:
         "user": "",
         "group": "",
         "working_dir": "",
+        "memory_dir": "",
         "oneshot": False,
         "before": [],
         "after": [],
@@ -895,3 +896,17 @@ def test_documented_keys_and_defaults_are_the_real_ones() -> None:
     restart = {key: entry["default"] for key, entry in options["restart"]["suboptions"].items()}
     documented = {key: entry["default"] for key, entry in options.items() if key not in {"name", "argv"}}
     assert documented | {"restart": restart} == {key: real[key] for key in documented}
+
+
+def test_a_folder_in_memory_is_had_by_whoever_starts_it() -> None:
+    spec = {"name": "page", "argv": ["/bin/true"], "memory_dir": "/dev/shm/page"}
+    option = "exec --name page --memory-dir /dev/shm/page"
+    assert option in service_spec.render_systemd(spec, LAYOUT)
+    assert option in service_spec.render_supervisord(spec, LAYOUT)
+    assert any("PrivateTmp" in line for line in rendering_problems({**spec, "memory_dir": "/tmp/page"}))
+
+
+def rendering_problems(spec: dict[str, Any]) -> tuple[str, ...]:
+    with pytest.raises(service_spec.SpecError) as caught:
+        service_spec.render_systemd(spec, LAYOUT)
+    return caught.value.problems

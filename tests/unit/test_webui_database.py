@@ -13,9 +13,10 @@ from ansible_collections.gpurig.llm.plugins.module_utils import webui_database
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
     DATABASE,
     DatabaseError,
+    Sqlite,
+    User,
     back_up,
     backups,
-    database_revisions,
     known_revisions,
     package_version,
     put_back,
@@ -49,6 +50,10 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+def store(data: Path) -> Sqlite:
+    return Sqlite(data / DATABASE)
+
+
 def chats(data: Path) -> list[str]:
     with sqlite3.connect(data / DATABASE) as database:
         return [row[0] for row in database.execute("SELECT text FROM chat")]
@@ -57,40 +62,40 @@ def chats(data: Path) -> list[str]:
 def test_what_a_package_and_a_database_say(tmp_path: Path, data: Path) -> None:
     new = package(tmp_path, "0.12.4", "aa11", "bb22")
     assert (package_version(new), known_revisions(new)) == ("0.12.4", {"aa11", "bb22"})
-    assert database_revisions(data / DATABASE) == {"aa11"}
-    assert recorded_version(data) == "unknown"
+    assert store(data).revisions() == {"aa11"}
+    assert recorded_version(data, store(data)) == "unknown"
 
 
 def test_a_copy_while_the_page_writes_and_the_way_back(tmp_path: Path, data: Path) -> None:
     new = package(tmp_path, "0.12.4", "aa11", "bb22")
     page = sqlite3.connect(data / DATABASE)
     page.execute("INSERT INTO chat VALUES ('not committed')")
-    made = back_up(data, new, keep=3)
+    made = back_up(data, new, 3, store(data))
     page.commit()
     assert made.name.startswith("webui-unknown-")
     assert made.stat().st_mode & 0o777 == 0o600
-    assert recorded_version(data) == "0.12.4"
+    assert recorded_version(data, store(data)) == "0.12.4"
     page.execute("UPDATE alembic_version SET version_num = 'bb22'")
     page.execute("ALTER TABLE chat RENAME TO conversation")
     page.commit()
-    put_back(data, made.name)
-    assert (chats(data), database_revisions(data / DATABASE)) == (["hello"], {"aa11"})
+    put_back(data, made.name, store(data))
+    assert (chats(data), store(data).revisions()) == (["hello"], {"aa11"})
     assert page.execute("SELECT text FROM chat").fetchall() == [("hello",)]
-    assert recorded_version(data) == "unknown"
+    assert recorded_version(data, store(data)) == "unknown"
     page.close()
 
 
 def test_of_copies_the_newest_stay(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = iter(f"2026112{number}T000000Z" for number in range(5))
     monkeypatch.setattr(webui_database.time, "strftime", lambda *_args: next(stamps))
-    made = [back_up(data, package(tmp_path, f"0.12.{number}", "aa11"), keep=2) for number in range(4)]
-    assert backups(data) == made[-2:]
+    made = [back_up(data, package(tmp_path, f"0.12.{number}", "aa11"), 2, store(data)) for number in range(4)]
+    assert backups(data, store(data)) == made[-2:]
     assert made[-1].name == "webui-0.12.2-20261123T000000Z.db"
 
 
 def test_a_database_of_a_newer_version_is_refused(tmp_path: Path, data: Path) -> None:
-    assert upgrade_problem(data, package(tmp_path, "0.12.4", "aa11")) == ""
-    problem = upgrade_problem(data, package(tmp_path, "0.11.0", "9900"))
+    assert upgrade_problem(data, package(tmp_path, "0.12.4", "aa11"), store(data)) == ""
+    problem = upgrade_problem(data, package(tmp_path, "0.11.0", "9900"), store(data))
     for word in (str(data / DATABASE), "aa11", "0.11.0", "newer"):
         assert word in problem
 
@@ -98,15 +103,15 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path, data: Path) ->
 def test_a_database_that_was_never_finished_is_no_problem(tmp_path: Path, data: Path) -> None:
     with sqlite3.connect(data / DATABASE) as database:
         database.execute("DROP TABLE alembic_version")
-    assert upgrade_problem(data, package(tmp_path, "0.12.4", "aa11")) == ""
+    assert upgrade_problem(data, package(tmp_path, "0.12.4", "aa11"), store(data)) == ""
 
 
 def test_what_is_no_database_says_so(tmp_path: Path) -> None:
     (tmp_path / DATABASE).write_bytes(b"not a database, but long enough to be looked at" * 100)
     with pytest.raises(DatabaseError, match="Is it Open WebUI's database"):
-        upgrade_problem(tmp_path, package(tmp_path, "0.12.4", "aa11"))
+        upgrade_problem(tmp_path, package(tmp_path, "0.12.4", "aa11"), store(tmp_path))
     with pytest.raises(DatabaseError, match="unable to open"):
-        database_revisions(tmp_path / "absent.db")
+        Sqlite(tmp_path / "absent.db").revisions()
 
 
 @pytest.mark.parametrize("what", ["package_version", "known_revisions"])
@@ -116,7 +121,28 @@ def test_an_empty_environment_is_refused(tmp_path: Path, what: str) -> None:
 
 
 def test_an_unknown_copy_is_refused_with_those_that_there_are(tmp_path: Path, data: Path) -> None:
-    made = back_up(data, package(tmp_path, "0.12.4", "aa11"), keep=3)
+    made = back_up(data, package(tmp_path, "0.12.4", "aa11"), 3, store(data))
     with pytest.raises(DatabaseError, match=made.name):
-        put_back(data, "../../etc/passwd")
+        put_back(data, "../../etc/passwd", store(data))
     assert chats(data) == ["hello"]
+
+
+def test_users_and_the_version_of_another_database(data: Path) -> None:
+    assert store(data).users() == []
+    with sqlite3.connect(data / DATABASE) as database:
+        database.execute('CREATE TABLE "user" (id TEXT, email TEXT, role TEXT)')
+        database.execute("INSERT INTO user VALUES ('1', 'a@b.cd', 'admin')")
+    assert store(data).users() == [User("a@b.cd", "admin")]
+    webui_database.note(data, version="0.12.4")
+    assert recorded_version(data, store(data)) == "0.12.4"
+    webui_database.note(data, database="PostgreSQL database webui at 127.0.0.1 port 5432 as user webui")
+    assert recorded_version(data, store(data)) == "unknown"
+
+
+def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, data: Path) -> None:
+    for path in data.glob(f"{DATABASE}*"):
+        path.unlink()
+    (data / DATABASE).write_bytes(b"not a database, but long enough to be looked at" * 100)
+    with pytest.raises(DatabaseError):
+        back_up(data, package(tmp_path, "0.12.4", "aa11"), 3, store(data))
+    assert list((data / "backups").iterdir()) == []

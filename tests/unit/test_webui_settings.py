@@ -179,6 +179,8 @@ def test_connections_of_instances_and_of_others() -> None:
             "task": "chat",
             "model": "chat",
             "takes_tools": False,
+            "prefix": "",
+            "prefixed": False,
         },
         {
             "url": "http://127.0.0.1:18000/v1",
@@ -186,6 +188,39 @@ def test_connections_of_instances_and_of_others() -> None:
             "task": "chat",
             "model": "",
             "takes_tools": False,
+            "prefix": "far",
+            "prefixed": False,
         },
-        {"url": THEIRS, "key_file": "/etc/key", "task": "chat", "model": "", "takes_tools": True},
+        {
+            "url": THEIRS,
+            "key_file": "/etc/key",
+            "task": "chat",
+            "model": "",
+            "takes_tools": True,
+            "prefix": "",
+            "prefixed": False,
+        },
     ]
+
+
+def test_of_models_with_one_name_the_later_ones_are_prefixed() -> None:
+    here = {"engine": "llama_cpp", "flags": {}, "context": 4096}
+    instances = [{"name": "chat", "port": 8000, "task": "chat"}, {"name": "notes", "port": 8001, "task": "embed"}]
+    wanted = {"near": "notes", "far": "chat", "one": "big", "two": "big"}
+    tunnels = [
+        {"name": name, "host": "pod", "instance": instance, "port": 18000 + number}
+        for number, (name, instance) in enumerate(wanted.items())
+    ]
+    made = connections_for([{**here, **instance} for instance in instances], [], "/secrets", tunnels)
+    assert [one["prefix"] for one in made if one["prefixed"]] == ["far", "two"], "an engine that embeds shows no model"
+
+
+def test_a_prefix_comes_and_goes_and_people_s_own_stays() -> None:
+    far = Connection("http://127.0.0.1:18000/v1", prefix="far", prefixed=True)
+    plain = Connection(far.url, prefix="far")
+    made = after({**FRESH, URLS: [far.url], CONFIGS: {"0": {"tags": ["x"]}}}, [CHAT, far])
+    assert made[CONFIGS] == {"1": {"tags": ["x"], "prefix_id": "far"}}
+    assert plan(made, [CHAT, far], [CHAT.url, far.url]).changes == []
+    assert after(made, [CHAT, plain], [CHAT.url, far.url])[CONFIGS] == {"1": {"tags": ["x"]}}
+    theirs = {**made, CONFIGS: {"1": {"prefix_id": "theirs"}}}
+    assert after(theirs, [CHAT, plain], [CHAT.url, far.url])[CONFIGS] == theirs[CONFIGS]
