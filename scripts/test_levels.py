@@ -60,13 +60,14 @@ NOT_SHIPPED = {
     "rig",
 }
 UNIT_PACKAGES = ("gcc", "libc6-dev", "patchelf")
+INTEGRATION_PACKAGES = (*UNIT_PACKAGES, "postgresql")
 HOST_PACKAGES = (
     *("podman", "runc", "conmon", "netavark", "aardvark-dns", "iptables", "uidmap"),
     *("mmdebstrap", "busybox-static", "patchelf", "openssh-client", "git", "ca-certificates", "debian-archive-keyring"),
     "gnupg",
 )
-# A browser for the page, an ssh server for the tunnel.
-E2E_PACKAGES = (*HOST_PACKAGES, "chromium", "chromium-driver", "openssh-server")
+# A browser for the page and a database, an ssh server for the tunnel.
+E2E_PACKAGES = (*HOST_PACKAGES, "chromium", "chromium-driver", "openssh-server", "postgresql")
 
 
 @dataclass
@@ -602,7 +603,7 @@ def integration(extra: list[str]) -> Outcome:
     """The modules as real processes; together with unit they must cover module_utils."""
     if not has_tests("tests/integration"):
         return Outcome()
-    if not extra and (problem := install_packages(UNIT_PACKAGES)):
+    if not extra and (problem := install_packages(INTEGRATION_PACKAGES)):
         return Outcome(failures=[problem])
     outcome = pytest("tests/integration", extra, *measured("integration", extra), timeout_s=3600)
     if not extra:

@@ -38,6 +38,7 @@ class Standing:
         self.forgets = False
         self.embeds = True
         self.posted: list[str] = []
+        self.people = [{"email": ADMIN, "password": PASSWORD}]
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -82,7 +83,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         body = json.loads(raw)
         if self.path == "/api/v1/auths/signin":
-            right = body == {"email": ADMIN, "password": PASSWORD}
+            right = body in state.people
             self.reply(*((200, {"token": "a-token"}) if right else (400, {"detail": "wrong"})))
         elif self.path == "/api/chat/completions":
             text = "Violet." if body.get("files") else "\nParis.\nMore."
@@ -268,3 +269,71 @@ def test_a_first_start_is_noted_and_no_change(tmp_path: Path, run_module: Module
     absent = {**arguments, "data_dir": str(tmp_path / "absent")}
     assert not run_module("open_webui_database", absent, check=True)["changed"]
     assert "no copy" in run_module("open_webui_database", {**arguments, "state": "restored"}).get("msg", "no copy")
+
+
+def test_a_page_without_sign_in(page: tuple[Standing, dict[str, Any]], tmp_path: Path, run_module: Module) -> None:
+    state, arguments = page
+    nobody = {**arguments, "admin": ""}
+    failed = run_module("open_webui_settings", settings_for(nobody, tmp_path))
+    assert "asks who signs in" in failed["msg"]
+    assert "rig_webui.admin" in failed["msg"]
+    state.people = [{"email": "", "password": ""}]
+    assert run_module("open_webui_settings", settings_for(nobody, tmp_path))["changed"]
+    assert run_module("open_webui_answer", nobody)["answer"] == "Paris."
+    # Used so before, and now with people who sign in.
+    state.people = [{"email": ADMIN, "password": PASSWORD}, {"email": "admin@localhost", "password": "admin"}]
+    assert "used without authentication" in run_module("open_webui_answer", arguments)["msg"]
+
+
+def users(data: Path, *rows: tuple[str, str]) -> None:
+    with contextlib.closing(sqlite3.connect(data / "webui.db")) as database:
+        database.execute('CREATE TABLE "user" (id TEXT, email TEXT, role TEXT)')
+        database.executemany("INSERT INTO \"user\" VALUES ('x', ?, ?)", rows)
+        database.commit()
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "words"),
+    [
+        pytest.param([], {}, [], id="nobody-yet"),
+        pytest.param([("A@b.cd", "admin")], {"admin": "a@B.cd", "admin_password_given": True}, [], id="given"),
+        pytest.param(
+            [("a@b.cd", "admin")], {"admin": "a@b.cd"}, ["open_webui_admin_password", "page.env"], id="unknown"
+        ),
+        pytest.param(
+            [("a@b.cd", "admin"), ("me@b.cd", "user")],
+            {"admin": "me@b.cd", "admin_password_given": True},
+            ["me@b.cd is no administrator", "(a@b.cd)", "rig_webui.admin"],
+            id="no-administrator",
+        ),
+        pytest.param([("a@b.cd", "admin")], {"auth": False}, ["has 1 users", "rig_webui.auth"], id="auth-off"),
+        pytest.param([("admin@localhost", "admin")], {"auth": False}, [], id="auth-was-off"),
+    ],
+)
+def test_preflight_looks_at_the_users(
+    tmp_path: Path, data: Path, run_module: Module, rows: list[Any], options: dict[str, Any], words: list[str]
+) -> None:
+    users(data, *rows)
+    common = {"data_dir": str(data), "environment_dir": str(package(tmp_path, "0.12.4", "aa11"))}
+    result = run_module("open_webui_preflight", {**common, "secrets_file": str(tmp_path / "page.env"), **options})
+    assert bool(result.get("failed")) is bool(words), result
+    for word in words:
+        assert word in result["msg"]
+    if not words:
+        assert (result["users"], result["database"], result["notes"]) == (len(rows), str(data / "webui.db"), [])
+
+
+def test_preflight_says_everything_at_once_and_what_stays_behind(
+    tmp_path: Path, data: Path, run_module: Module
+) -> None:
+    users(data, ("a@b.cd", "admin"))
+    common = {"data_dir": str(data), "environment_dir": str(package(tmp_path, "0.11.0", "99"))}
+    common["secrets_file"] = str(tmp_path / "page.env")
+    both = run_module("open_webui_preflight", {**common, "admin": "a@b.cd"})["msg"]
+    assert "newer Open WebUI" in both
+    assert "open_webui_admin_password" in both
+    memory = run_module("open_webui_preflight", {**common, "memory_dir": "/dev/shm/gpurig-test-never-made"})
+    assert memory["notes"] == [f"The chats from before stay in {data / 'webui.db'}, and are not on this page."]
+    disk = run_module("open_webui_preflight", {**common, "memory_dir": "/proc/page"})
+    assert "rig_webui.keep is false: /proc/page would lie on proc, needed a tmpfs" in disk["msg"]
+    assert not Path("/dev/shm/gpurig-test-never-made").exists()

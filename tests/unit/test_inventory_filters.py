@@ -17,7 +17,7 @@ import pytest
 pytest.importorskip("ansible.errors", reason="ansible-core needs a newer Python than the oldest target's")
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.gpurig.llm.plugins.filter import instances_for, inventory_errors
+from ansible_collections.gpurig.llm.plugins.filter import instances_for, inventory_errors, postgres_url
 from ansible_collections.gpurig.llm.plugins.module_utils.schema import SCHEMA
 from ansible_collections.gpurig.llm.plugins.modules import model_fetch
 
@@ -204,3 +204,16 @@ def test_the_inventory_and_the_module_that_fetches_mean_the_same_keys() -> None:
         options = model_fetch.ARGUMENTS[source]["options"]
         ours = {key: one.required for key, one in model.keys[source].keys.items()}
         assert ours == {key: option.get("required", False) for key, option in options.items()}
+
+
+def test_the_url_of_a_database() -> None:
+    make = postgres_url.FilterModule().filters()["postgres_url"]
+    assert make({}) == ""
+    assert make({"name": "n", "user": "u"}) == "postgresql+psycopg://%75@127.0.0.1:5432/%6E"
+    full = {"name": "n", "user": "u", "host": "::1", "port": 5433}
+    assert make(full, "p") == "postgresql+psycopg://%75:%70@[::1]:5433/%6E"
+    with pytest.raises(AnsibleFilterError, match="name and user"):
+        make({"host": "h"})
+    with pytest.raises(AnsibleFilterError, match="a character that PostgreSQL cannot take") as caught:
+        make(full, "se\0cret")
+    assert "cret" not in str(caught.value)
