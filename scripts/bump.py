@@ -6,6 +6,8 @@
 
     scripts/bump.py [LOCK ...]        all locks, or those whose path contains one of the words
     scripts/bump.py --check [LOCK ...]  only say which locks would change
+    scripts/bump.py --image [REFERENCE] print the digest of an image, by default the page's of the version that is
+                                        locked: what rig_webui.image_digest wants
 
 Locks that go to hosts carry a header that says which Python they are for, what they weigh to download and what they
 take on disk; both sizes are measured by doing it. `uv` must be on PATH, and for each lock a Python of its version.
@@ -14,9 +16,15 @@ take on disk; both sizes are measured by doing it. `uv` must be on PATH, and for
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import re
 import subprocess
 import sys
 import tempfile
+import urllib.error
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -172,11 +180,96 @@ def make(lock: Lock) -> str:
     return header + "".join(line for line in body.splitlines(keepends=True) if not line.startswith("#"))
 
 
+PAGE_LOCK = "roles/open_webui/files/webui.lock"
+PAGE_IMAGE = "ghcr.io/open-webui/open-webui"
+MANIFESTS = (
+    "application/vnd.oci.image.index.v1+json",
+    "application/vnd.docker.distribution.manifest.list.v2+json",
+    "application/vnd.oci.image.manifest.v1+json",
+    "application/vnd.docker.distribution.manifest.v2+json",
+)
+_REFERENCE = re.compile(r"(?P<host>[a-z0-9.-]+(:\d+)?)/(?P<name>[a-z0-9._/-]+):(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]*)")
+_PARAMETER = re.compile(r'(\w+)="([^"]*)"')
+_TIMEOUT_S = 30
+
+
+class RegistryError(Exception):
+    """A registry that did not tell the digest."""
+
+
+def page_image() -> str:
+    """Return the reference of the page's image, of the version in the lock."""
+    text = (ROOT / PAGE_LOCK).read_text(encoding="utf-8")
+    found = re.search(r"^open-webui==([0-9.]+)", text, re.MULTILINE)
+    if not found:
+        raise SystemExit(f"{PAGE_LOCK} names no open-webui")
+    return f"{PAGE_IMAGE}:v{found[1]}"
+
+
+def ask_registry(url: str, token: str = "") -> tuple[int, dict[str, str], bytes]:
+    """Return (status, headers in small letters, body). Raises RegistryError when nobody answers."""
+    request = urllib.request.Request(url, headers={"Accept": ", ".join(MANIFESTS)})  # noqa: S310 (http or https)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:  # noqa: S310
+            return answer.status, {name.lower(): value for name, value in answer.headers.items()}, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, {name.lower(): value for name, value in error.headers.items()}, error.read()
+    except OSError as error:
+        raise RegistryError(f"{url}: {error}") from error
+
+
+def registry_token(challenge: str) -> str:
+    """Return an anonymous token of the place that WWW-Authenticate names (distribution, spec/auth/token.md)."""
+    scheme, _blank, rest = challenge.partition(" ")
+    values = dict(_PARAMETER.findall(rest))
+    if scheme.lower() != "bearer" or not values.get("realm"):
+        raise RegistryError(f"the registry wants {scheme or 'nothing known'} authentication; it is not public")
+    query = {key: values[key] for key in ("service", "scope") if key in values}
+    status, _headers, body = ask_registry(f"{values['realm']}?{urllib.parse.urlencode(query)}")
+    answer = json.loads(body) if status == 200 else {}
+    token = str(answer.get("token") or answer.get("access_token") or "")
+    if not token:
+        raise RegistryError(f"{values['realm']} gave no token to nobody in particular: HTTP {status}")
+    return token
+
+
+def image_digest(reference: str, scheme: str = "https") -> str:
+    """Return the digest of the manifest that a tag names, calculated from what the registry sends.
+
+    Raises RegistryError, also when the registry itself says another digest.
+    """
+    found = _REFERENCE.fullmatch(reference)
+    if not found:
+        raise RegistryError(f"{reference!r}: needed: registry/name:tag, such as {PAGE_IMAGE}:v0.12.4")
+    url = f"{scheme}://{found['host']}/v2/{found['name']}/manifests/{found['tag']}"
+    status, headers, body = ask_registry(url)
+    if status == 401:
+        status, headers, body = ask_registry(url, registry_token(headers.get("www-authenticate", "")))
+    if status != 200:
+        raise RegistryError(f"{reference}: the registry answers HTTP {status}: {body[:200].decode(errors='replace')}")
+    digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
+    said = headers.get("docker-content-digest", digest)
+    if said != digest:
+        raise RegistryError(f"{reference}: the registry says {said}, and what it sends has {digest}")
+    return digest
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("locks", nargs="*")
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 when a lock would change")
+    parser.add_argument("--image", action="store_true", help="print the digest of an image")
     options = parser.parse_args()
+    if options.image:
+        try:
+            for reference in options.locks or [page_image()]:
+                print(f"{reference}: {image_digest(reference)}")
+        except RegistryError as error:
+            raise SystemExit(str(error)) from error
+        return 0
     stale = 0
     for lock in LOCKS:
         if options.locks and not any(word in lock.target for word in options.locks):

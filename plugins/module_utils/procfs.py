@@ -19,6 +19,8 @@ _LISTEN = "0A"
 # Environment variables that `gpurig exec` and the supervisor are started with, so that a process can be recognised.
 SERVICE_MARK = "GPURIG_SERVICE"
 ROOT_MARK = "GPURIG_ROOT"
+# What a container is given, whose processes are not below our unit: the unit that looks after it.
+UNIT_MARK = "GPURIG_UNIT"
 
 
 @dataclass(frozen=True)
@@ -63,13 +65,14 @@ def _read(path: Path) -> str:
         return ""
 
 
-def _environment_marks(proc: Path) -> tuple[str, str]:
+def _environment_marks(proc: Path) -> tuple[str, str, str]:
+    names = (SERVICE_MARK, ROOT_MARK, UNIT_MARK)
     marks = dict(
         pair.split("=", 1)
         for pair in _read(proc / "environ").split("\0")
-        if pair.startswith((SERVICE_MARK + "=", ROOT_MARK + "="))
+        if pair.startswith(tuple(f"{name}=" for name in names))
     )
-    return marks.get(SERVICE_MARK, ""), marks.get(ROOT_MARK, "")
+    return marks.get(SERVICE_MARK, ""), marks.get(ROOT_MARK, ""), marks.get(UNIT_MARK, "")
 
 
 def _unit(cgroup: str) -> str:
@@ -94,7 +97,7 @@ def read_process(pid: int, proc_root: Path = Path("/proc")) -> Process | None:
         user = pwd.getpwuid(uid).pw_name
     except KeyError:
         user = str(uid)
-    service, root = _environment_marks(proc)
+    service, root, unit = _environment_marks(proc)
     return Process(
         pid=pid,
         parent_pid=parse_ppid(stat),
@@ -103,7 +106,7 @@ def read_process(pid: int, proc_root: Path = Path("/proc")) -> Process | None:
         user=user,
         service=service,
         root=root,
-        unit=_unit(_read(proc / "cgroup")),
+        unit=_unit(_read(proc / "cgroup")) or unit,
     )
 
 

@@ -183,6 +183,12 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
         ),
         "server": Form("the name or address of a host", _matches(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")),
         "origin": Form("an address without a path, such as https://chat.example.org", _matches(r"https?://[^\s/@;]+")),
+        "image_digest": Form(
+            "sha256: and 64 hex digits, as scripts/bump.py --image reads it from the registry",
+            _matches(r"(sha256:[0-9a-f]{64})?"),
+        ),
+        "image_prefix": Form("a registry and a slash, such as ghcr.io/", _matches(r"[a-z0-9][a-z0-9._:/-]*/")),
+        "volume": Form("the name of a Docker volume", _matches(r"([A-Za-z0-9][A-Za-z0-9_.-]+)?")),
         "relative": Form(
             "a path inside the package, without a leading / and without ..",
             lambda text: bool(text) and not text.startswith("/") and ".." not in text.split("/"),
@@ -505,6 +511,19 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                         "name": Field(TEXT, "of the database", form="filled"),
                         "user": Field(TEXT, "who owns it; password: open_webui_postgres_password", form="filled"),
                     },
+                ),
+                "provider": Field(
+                    TEXT,
+                    "process, or compose for its maker's image in Docker",
+                    default="process",
+                    choices=("process", "compose"),
+                ),
+                "image_prefix": Field(TEXT, "where the image comes from", default="ghcr.io/", form="image_prefix"),
+                "image_digest": Field(
+                    TEXT, "which image; needed by compose, as we never read it", default="", form="image_digest"
+                ),
+                "volume": Field(
+                    TEXT, "an existing Docker volume with its data; else a directory", default="", form="volume"
                 ),
             },
         ),
@@ -1074,6 +1093,13 @@ def _webui_problems(variables: Mapping[str, object]) -> Iterator[str]:
     if "admin" not in page and page.get("auth") is not False:
         yield "rig_webui.admin: missing, needed a mail address such as admin@example.org. No mail is sent to it."
     yield from _webui_data_problems(page, variables)
+    if page.get("provider") == "compose" and not page.get("image_digest"):
+        yield (
+            "rig_webui.image_digest: missing, needed by the provider compose: sha256: and 64 hex digits. "
+            "scripts/bump.py --image reads it from the registry."
+        )
+    if page.get("provider", "process") == "process" and page.get("volume"):
+        yield "rig_webui.volume: a Docker volume is for the provider compose. Set rig_webui.provider, or leave it out."
     port, chats = page.get("port", PAGE_PORT), []
     for path, entry in _entries(variables, "rig_instances"):
         instance = with_defaults({key: value for key, value in entry.items() if isinstance(key, str)})

@@ -7,7 +7,7 @@ The command is the same in both, the host tool: `<bin>/gpurig exec --name NAME .
 file only, so no rendering can show one.
 
 Not rendered, because it is for whoever reads the record (`to_json`): health_url, inputs, labels. What supervisord has
-no word for is left to the same readers: before, after, conflicts, again_after, group, capabilities.
+no word for is left to the same readers: before, after, after_units, conflicts, again_after, group, capabilities.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,40}")
 _RESERVED_NAMES = frozenset({"all", "supervisord"})
 _GPU_ROLE = re.compile(r"[^\s-]\S{0,63}")
 _ACCOUNT = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,30}\$?|[0-9]+")
+_UNIT = re.compile(r"[A-Za-z0-9:_.@-]{1,200}\.(?:service|socket|target|mount|path)")
 _CAPABILITY = re.compile(r"CAP_[A-Z_]+")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_VARIABLE = re.compile(r"(?:.*_)?(?:TOKEN|PASSWORD|PASSWD|SECRET|API_KEY|SECRET_KEY|ACCESS_KEY|PRIVATE_KEY)")
@@ -101,6 +102,7 @@ class ServiceSpec:
     """A checked spec, see `parse`. '' means: not wanted. A oneshot runs to its end and counts as up from then on.
 
     `memory_dir`: a folder on a tmpfs that is had at each start, for the service's user alone.
+    `after_units`: units of the system itself, such as docker.service, that are started with it and before it.
     `again_after`: of resume and gpu_driver, events after which a oneshot runs again. supervisord knows no events.
     """
 
@@ -117,6 +119,7 @@ class ServiceSpec:
     oneshot: bool = False
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    after_units: tuple[str, ...] = ()
     conflicts: tuple[str, ...] = ()
     again_after: tuple[str, ...] = ()
     restart: Restart = Restart()
@@ -348,6 +351,7 @@ _CHECKS: Mapping[str, _Check[object]] = MappingProxyType(
         "oneshot": _flag,
         "before": _names,
         "after": _names,
+        "after_units": _list_of(_matching(_UNIT, "the whole name of a unit, such as docker.service")),
         "conflicts": _names,
         "again_after": _list_of(_event),
         "restart": _restart,
@@ -553,8 +557,10 @@ def _unit_section(service: ServiceSpec) -> list[str]:
         f"# {_HEADER}",
         "[Unit]",
         f"Description={_raw_systemd(service.description or f'gpurig service {service.name}')}",
-        "Wants=network-online.target",
-        " ".join(["After=network-online.target", *map(unit_name, service.after), *_events(service)]),
+        " ".join(["Wants=network-online.target", *service.after_units]),
+        " ".join(
+            ["After=network-online.target", *service.after_units, *map(unit_name, service.after), *_events(service)]
+        ),
     ]
     if service.before:
         lines.append("Before=" + " ".join(map(unit_name, service.before)))

@@ -19,11 +19,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 DATABASE = "webui.db"
 BACKUPS = "backups"
 RECORD = "gpurig.json"
+DESCRIPTION = "open_webui.json"
+"""In place of an environment: what an image was asked, its `version` and the `revisions` that it knows."""
 _REVISION = re.compile(r"""^revision(?:\s*:\s*\w+)?\s*=\s*['"]([0-9a-f]+)['"]""", re.MULTILINE)
 _BUSY_S = 30.0
 
@@ -41,8 +43,19 @@ def act_as_owner(directory: Path) -> None:
         os.seteuid(owner.st_uid)
 
 
+def described(environment: Path) -> dict[str, Any]:
+    """Return what an image said of itself; empty for a Python environment."""
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads((environment / DESCRIPTION).read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+    return {}
+
+
 def package_version(environment: Path) -> str:
-    """Return the version of Open WebUI in a Python environment. Raises DatabaseError when there is none."""
+    """Return the version of Open WebUI in an environment or an image. Raises DatabaseError when there is none."""
+    if version := described(environment).get("version"):
+        return str(version)
     for found in environment.glob("lib/python3*/site-packages/open_webui-*.dist-info"):
         return found.name[len("open_webui-") : -len(".dist-info")]
     raise DatabaseError(f"{environment} holds no Open WebUI; run the role again")
@@ -50,6 +63,8 @@ def package_version(environment: Path) -> str:
 
 def known_revisions(environment: Path) -> frozenset[str]:
     """Return the migrations that the package knows. Raises DatabaseError when it has none."""
+    if revisions := described(environment).get("revisions"):
+        return frozenset(map(str, revisions))
     files = environment.glob("lib/python3*/site-packages/open_webui/migrations/versions/*.py")
     found = {match[1] for path in files if (match := _REVISION.search(path.read_text(encoding="utf-8")))}
     if not found:

@@ -28,7 +28,9 @@ options:
         the programs of the package postgresql-client, at least as new as the server.
     type: path
   environment_dir:
-    description: The Python environment of the version that is to run.
+    description:
+      - The Python environment of the version that is to run, or the folder with what its image said
+        of itself (M(gpurig.llm.container_image)).
     type: path
     required: true
   state:

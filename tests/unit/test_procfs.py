@@ -83,6 +83,16 @@ def test_orphans_are_ours_and_not_looked_after(marked: subprocess.Popen[bytes], 
     assert orphans("/another/root", None, processes()) == []
 
 
+def test_a_process_that_says_which_unit_looks_after_it_is_no_orphan(tmp_path: Path) -> None:
+    marks = {"GPURIG_ROOT": str(tmp_path), "GPURIG_UNIT": "gpurig-open-webui.service"}
+    with subprocess.Popen(SLEEP, env={**os.environ, **marks}) as process:
+        while (seen := read_process(process.pid)) is None or not seen.root:
+            time.sleep(0.01)
+        lost = orphans(str(tmp_path), None, processes())
+        process.kill()
+    assert (seen.unit, lost) == ("gpurig-open-webui.service", [])
+
+
 def test_a_lost_supervisor_comes_before_its_programs() -> None:
     def process(pid: int, parent_pid: int, service: str = "", unit: str = "") -> Process:
         return Process(pid, parent_pid, "x", "x", "u", service, "/r", unit)

@@ -65,6 +65,10 @@ rig_webui:
   connections: [{{url: "https://api.example.org/v1", key_file: /etc/keys/api.env, takes_tools: true}}]
   task_model: small
   origins: ["https://chat.example.org"]
+  provider: compose
+  image_prefix: 127.0.0.1:5000/
+  image_digest: sha256:{"0" * 63}a
+  volume: open-webui
 rig_tunnels:
   - {{name: far, host: pod1, instance: chat, port: 18000, host_key: ssh-ed25519 {"A" * 68}}}
 rig_publish:
@@ -265,6 +269,12 @@ CASES: list[tuple[Any, ...]] = [
         "without a key in it",
     ),
     ("rig_webui/connections/0/url", "https://api.example.org", "rig_webui.connections[0].url: found", "ends in /v1"),
+    ("rig_webui/provider", "docker", "rig_webui.provider: found", "process"),
+    ("rig_webui/provider", "process", "rig_webui.volume: a Docker volume is for the provider compose."),
+    ("rig_webui/image_digest", ..., "rig_webui.image_digest: missing, needed by the provider compose"),
+    ("rig_webui/image_digest", "v0.12.4", "rig_webui.image_digest: found", "64 hex digits"),
+    ("rig_webui/image_prefix", "ghcr.io", "rig_webui.image_prefix: found", "a registry and a slash"),
+    ("rig_webui/volume", "/srv/data", "rig_webui.volume: found", "the name of a Docker volume"),
     ("rig_webui/origins/0", "chat.example.org", "rig_webui.origins[0]: found", "https://chat.example.org"),
     ("rig_webui/auth", False, "rig_webui.auth: found false, and rig_publish[0] publishes the page"),
     ("rig_webui/postgres", {"user": "u"}, "rig_webui.postgres.name: missing, needed the name of the database."),

@@ -103,7 +103,14 @@ ODD: dict[str, Any] = {
     "log_dir": "/var/lib/gpurig/log 50% ;x %(here)s",
     "read_write_paths": ['/var/lib/gpurig/a "b" \\c %d'],
 }
-SPECIMENS = {"chat": CHAT, "gpu-power": POWER, "odd": ODD}
+PAGE: dict[str, Any] = {
+    "name": "open-webui",
+    "argv": ["/usr/libexec/docker/cli-plugins/docker-compose", "up", "--pull", "never"],
+    "user": "root",
+    "after_units": ["docker.service"],
+    "inputs": ["/etc/gpurig/secrets/open-webui.env"],
+}
+SPECIMENS = {"chat": CHAT, "gpu-power": POWER, "odd": ODD, "page": PAGE}
 
 
 def problems_of(spec: Any) -> tuple[str, ...]:
@@ -180,6 +187,7 @@ def small(**changes: Any) -> dict[str, Any]:
         ({"oneshot": True, "again_after": ["boot"]}, "again_after[0]: is 'boot'; needed: one of resume, gpu_driver"),
         ({"again_after": ["resume"]}, "again_after: is for a oneshot"),
         ({"after": ["b c"]}, "after[0]: is 'b c'"),
+        ({"after_units": ["docker"]}, "after_units[0]: is 'docker'; needed: the whole name of a unit"),
         ({"after": ["x"]}, "after: names the service itself"),
         ({"conflicts": ["x"]}, "conflicts: names the service itself"),
         ({"restart": 5}, "restart: is the number 5; needed: a mapping of starts, window_s, delay_s"),
@@ -243,6 +251,7 @@ def test_defaults() -> None:
         "oneshot": False,
         "before": [],
         "after": [],
+        "after_units": [],
         "conflicts": [],
         "again_after": [],
         "restart": {"starts": 3, "window_s": 300, "delay_s": 5},

@@ -1,0 +1,180 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What containers are started from: images by digest and volumes, through Docker's own command. (outside)"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from .services import write_text
+
+COMPOSE = "/usr/libexec/docker/cli-plugins/docker-compose"
+"""Where the packages of Docker and of Debian put the plugin."""
+_QUICK_S = 60.0
+_PULL_S = 3600.0
+_ANSWER_S = 300.0
+
+# What Docker says (moby's distribution and containerd's remotes) and what it means to a person.
+_CAUSES = (
+    (("manifest unknown", "not found"), "the registry has no image of this digest. Was the digest read from it?"),
+    (
+        ("verification failed", "unexpected commit digest", "did not match", "digest mismatch", "digest invalid"),
+        "what the registry sent is not what the digest names. Do not use it; ask who runs that registry",
+    ),
+    (("no basic auth", "denied", "unauthorized"), "the registry lets nobody in without signing in (docker login)"),
+    (("no space left",), "the disk is full"),
+    (
+        ("no such host", "connection refused", "i/o timeout", "unreachable", "deadline exceeded", "TLS"),
+        "the registry cannot be reached. Check the network, a proxy, or rig_webui.image_prefix",
+    ),
+)
+
+
+class ImageError(Exception):
+    """An image, a volume or Docker itself that cannot be used; the message says why and what helps."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """One image: its repository with registry, and its digest, sha256:..."""
+
+    repository: str
+    digest: str
+
+    @property
+    def reference(self) -> str:
+        return f"{self.repository}@{self.digest}"
+
+
+def is_installed() -> bool:
+    """Whether there is a docker command at all."""
+    return shutil.which("docker") is not None
+
+
+def _docker(*words: str, timeout_s: float = _QUICK_S, log: IO[str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Run docker. With `log` its output goes there too, line by line. Raises ImageError when it does not end."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    try:
+        return subprocess.run(
+            ["docker", *words],
+            stdout=log or subprocess.PIPE,
+            stderr=subprocess.STDOUT if log else subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+            timeout=timeout_s,
+            check=False,
+            env=environment,
+        )
+    except FileNotFoundError as error:
+        raise ImageError("there is no docker command here") from error
+    except subprocess.TimeoutExpired as error:
+        raise ImageError(f"docker {words[0]} did not end within {timeout_s:.0f} s") from error
+
+
+def _asked(*words: str, timeout_s: float = _QUICK_S) -> str:
+    done = _docker(*words, timeout_s=timeout_s)
+    if done.returncode:
+        said = " ".join(done.stderr.split()) or "it said nothing"
+        raise ImageError(f"docker {' '.join(words[:2])} failed: {said}")
+    return done.stdout
+
+
+def compose_program() -> str:
+    """Return the path of Compose 2, which runs by itself too.
+
+    The docker command before version 25 does not hand a SIGTERM on to its plugins, so a service is Compose itself.
+    Raises ImageError when Docker does not answer, or has no Compose 2.
+    """
+    known = json.loads(_asked("info", "--format", "{{json .ClientInfo.Plugins}}") or "null") or []
+    for plugin in known:
+        if plugin.get("Name") == "compose" and plugin.get("Path"):
+            return str(plugin["Path"])
+    raise ImageError("Docker has no Compose 2. Install docker-compose-plugin, or let the role container_engine do it")
+
+
+def is_present(image: Image) -> bool:
+    """Whether Docker has the image."""
+    return _docker("image", "inspect", "--format", "{{.Id}}", image.reference).returncode == 0
+
+
+def explained(image: Image, said: str) -> str:
+    """Return in words why a pull failed."""
+    lower = said.lower()
+    cause = next((words for marks, words in _CAUSES if any(mark.lower() in lower for mark in marks)), "it was not got")
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "nothing")
+    return f"{image.reference}: {cause}. Docker said: {last[:300]}"
+
+
+def pull(image: Image, log_path: str) -> None:
+    """Get the image; Docker's output goes to the log. Docker itself checks content against digests.
+
+    Raises ImageError.
+    """
+    log = Path(log_path)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("w+", encoding="utf-8") as stream:
+        done = _docker("pull", image.reference, timeout_s=_PULL_S, log=stream)
+        stream.seek(0)
+        said = stream.read()
+    log.unlink()
+    if done.returncode:
+        raise ImageError(explained(image, said))
+
+
+def ask(image: Image, program: Sequence[str]) -> str:
+    """Run a program of the image, without network and rights, and return what it prints. Raises ImageError."""
+    options = ["--rm", "--network", "none", "--read-only", "--cap-drop", "ALL", "--user", "65534:65534"]
+    options += ["--security-opt", "no-new-privileges", "--log-driver", "none", "--pull", "never"]
+    words = ["run", *options, "--entrypoint", program[0], image.reference, *program[1:]]
+    return _asked(*words, timeout_s=_ANSWER_S)
+
+
+def write_answer(image: Image, program: Sequence[str], path: Path) -> None:
+    """Write the JSON that the program prints. Raises ImageError when it is none."""
+    answer = ask(image, program)
+    try:
+        json.loads(answer)
+    except ValueError as error:
+        raise ImageError(f"{image.reference}: is no image as was expected; it answered: {answer[:200]!r}") from error
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    write_text(str(path), answer)
+
+
+def mountpoint(volume: str) -> str:
+    """Return where the host has the content of the volume. Raises ImageError when there is none of this name."""
+    done = _docker("volume", "inspect", "--format", "{{.Mountpoint}}", volume)
+    if done.returncode:
+        names = ", ".join(sorted(_asked("volume", "ls", "--quiet").split())) or "none"
+        raise ImageError(f"Docker has no volume {volume!r}; there are: {names}")
+    return done.stdout.strip()
+
+
+def ours(repository: str, answers: Path) -> list[Image]:
+    """Return the images of the repository that we pulled: those that have an answer."""
+    return [
+        Image(repository, f"sha256:{path.parent.name}")
+        for path in sorted(answers.glob("*/*.json"))
+        if len(path.parent.name) == 64
+    ]
+
+
+def drop(image: Image, answers: Path) -> bool:
+    """Remove the image and its answer; False when something else still uses it."""
+    if is_present(image) and _docker("image", "rm", image.reference).returncode:
+        return False
+    shutil.rmtree(answers / image.digest.partition(":")[2], ignore_errors=True)
+    return True
+
+
+def named_in(paths: Iterable[Path]) -> str:
+    """Return the text of the files, in which digests that are still needed stand."""
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)

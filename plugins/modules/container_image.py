@@ -1,0 +1,191 @@
+#!/usr/bin/python
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Have a container image by its digest, and the volume that goes with it. (glue)"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: container_image
+short_description: Have a container image by its digest, and the volume that goes with it
+version_added: 0.1.0
+author: [gpurig.llm maintainers (@gpurig)]
+description:
+  - Pulls an image by its digest and never by a tag, so that it is known before what will run. Docker checks all that
+    it gets against the digest.
+  - What a caller has to know of an image is asked of it once, in a container without network and rights, and kept.
+  - Run from a playbook it says every few seconds how far a pull is.
+options:
+  name:
+    description: Registry and repository, as in C(ghcr.io/open-webui/open-webui).
+    type: str
+    required: true
+  digest:
+    description: C(sha256:) and 64 hex digits. Needed with O(state=present).
+    type: str
+    default: ""
+  state:
+    description:
+      - V(present) has the image.
+      - V(pruned) removes the images of O(name) that O(answers) knows and no file of O(needed_by) names. Images that
+        others pulled stay, and so does one that a container uses.
+    type: str
+    choices: [present, pruned]
+    default: present
+  program:
+    description: Program of the image, with arguments, that prints what is to be known of it as JSON.
+    type: list
+    elements: str
+    default: []
+  answers:
+    description: Folder of the answers, each in the folder of its digest, C(<64 digits>/open_webui.json).
+    type: path
+    required: true
+  needed_by:
+    description: Folder with files that name images.
+    type: path
+  volume:
+    description: An existing volume. Empty asks for none.
+    type: str
+    default: ""
+extends_documentation_fragment: [gpurig.llm.attributes]
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Have the page's image
+  gpurig.llm.container_image:
+    name: ghcr.io/open-webui/open-webui
+    digest: "{{ rig_webui.image_digest }}"
+    program: [python3, -c, "print('{}')"]
+    answers: /var/lib/gpurig/cache/open_webui
+"""
+
+RETURN = r"""
+reference:
+  description: What a compose file names.
+  returned: O(state=present)
+  type: str
+answer_dir:
+  description: Folder with the answer of this image.
+  returned: O(state=present)
+  type: str
+compose:
+  description: Path of Docker Compose.
+  returned: O(state=present)
+  type: str
+mountpoint:
+  description: Where the host has the content of O(volume); empty without one.
+  returned: O(state=present)
+  type: str
+removed:
+  description: Images that were removed.
+  returned: O(state=pruned)
+  type: list
+  elements: str
+left:
+  description: Images of ours that stay, with the reason.
+  returned: O(state=pruned)
+  type: list
+  elements: str
+progress_file:
+  description: File on the host with Docker's output, while it pulls.
+  returned: O(state=present)
+  type: str
+"""
+
+from pathlib import Path
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.docker_images import (
+    COMPOSE,
+    Image,
+    ImageError,
+    compose_program,
+    drop,
+    is_installed,
+    is_present,
+    mountpoint,
+    named_in,
+    ours,
+    pull,
+    write_answer,
+)
+
+ANSWER = "open_webui.json"
+
+
+def present(params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Return the result; in check mode nothing is done, and a Docker that is still to come is no problem."""
+    image = Image(params["name"], params["digest"])
+    answer = Path(params["answers"], image.digest.partition(":")[2], ANSWER)
+    log = Path(params["answers"], "pull.log")
+    result = {"reference": image.reference, "answer_dir": str(answer.parent), "progress_file": str(log)}
+    if check and not is_installed():
+        return {**result, "changed": True, "compose": COMPOSE, "mountpoint": "", "diff": difference(image, there=False)}
+    result |= {"compose": compose_program(), "mountpoint": mountpoint(params["volume"]) if params["volume"] else ""}
+    there = is_present(image)
+    changed = not there or not answer.exists()
+    if changed and not check:
+        if not there:
+            pull(image, str(log))
+        write_answer(image, params["program"], answer)
+    return {**result, "changed": changed, "diff": difference(image, there)}
+
+
+def difference(image: Image, there: bool) -> dict[str, str]:
+    """Return the diff."""
+    after = f"{image.reference}\n"
+    return {"before": after if there else "", "after": after}
+
+
+def pruned(params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Return the result."""
+    answers = Path(params["answers"])
+    needed = named_in(sorted(Path(params["needed_by"]).glob("*.yaml")))
+    removed, left = [], []
+    for image in ours(params["name"], answers):
+        if image.digest in needed:
+            left.append(f"{image.reference}: runs, or is the way back")
+        elif check or drop(image, answers):
+            removed.append(image.reference)
+        else:
+            left.append(f"{image.reference}: another container uses it")
+    text = "".join(f"{name}\n" for name in removed)
+    return {"changed": bool(removed), "removed": removed, "left": left, "diff": {"before": text, "after": ""}}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "digest": {"type": "str", "default": ""},
+            "state": {"type": "str", "choices": ["present", "pruned"], "default": "present"},
+            "program": {"type": "list", "elements": "str", "default": []},
+            "answers": {"type": "path", "required": True},
+            "needed_by": {"type": "path"},
+            "volume": {"type": "str", "default": ""},
+        },
+        required_if=[("state", "pruned", ["needed_by"])],
+        supports_check_mode=True,
+    )
+    act = present if module.params["state"] == "present" else pruned
+    try:
+        result = act(module.params, module.check_mode)
+    except ImageError as error:
+        module.fail_json(msg=f"{error}. Nothing was stopped.")
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename}: {error.strerror}. Run as root.")
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()
