@@ -7,7 +7,8 @@ The command is the same in both, the host tool: `<bin>/gpurig exec --name NAME .
 file only, so no rendering can show one.
 
 Not rendered, because it is for whoever reads the record (`to_json`): health_url, inputs, labels. What supervisord has
-no word for is left to the same readers: before, after, after_units, conflicts, again_after, group, capabilities.
+no word for is left to the same readers: before, after, after_units, conflicts, again_after, group, capabilities,
+stop_exits.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ class ServiceSpec:
     """A checked spec, see `parse`. '' means: not wanted. A oneshot runs to its end and counts as up from then on.
 
     `memory_dir`: a folder on a tmpfs that is had at each start, for the service's user alone.
+    `stop_exits`: exit codes beside 0 with which it ends when it is told to.
     `after_units`: units of the system itself, such as docker.service, that are started with it and before it.
     `again_after`: of resume and gpu_driver, events after which a oneshot runs again. supervisord knows no events.
     """
@@ -125,6 +127,7 @@ class ServiceSpec:
     restart: Restart = Restart()
     start_timeout_s: int = 600
     stop_timeout_s: int = 60
+    stop_exits: tuple[int, ...] = ()
     health_url: str = ""
     log_dir: str = ""
     inputs: tuple[str, ...] = ()
@@ -357,6 +360,7 @@ _CHECKS: Mapping[str, _Check[object]] = MappingProxyType(
         "restart": _restart,
         "start_timeout_s": _whole_from(1),
         "stop_timeout_s": _whole_from(1),
+        "stop_exits": _list_of(_whole_from(1)),
         "health_url": _url,
         "log_dir": _path,
         "inputs": _paths,
@@ -603,6 +607,8 @@ def _service_section(service: ServiceSpec, bin_dir: str, run_dir: str) -> list[s
         "KillMode=mixed",
         "LimitNOFILE=65535",
     ]
+    if service.stop_exits:
+        lines.append("SuccessExitStatus=" + " ".join(map(str, service.stop_exits)))
     lines += _HARDENING
     lines.append("CapabilityBoundingSet=" + " ".join(service.capabilities))
     if service.capabilities and service.user not in {"", "root", "0"}:

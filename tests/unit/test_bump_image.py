@@ -31,7 +31,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
             right = query == "service=registry.example.org&scope=repository%3Apage%2Fpage%3Apull"
             self.reply(*((200, json.dumps({"token": TOKEN}).encode()) if right else (403, b"{}")))
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
-            here = f"http://127.0.0.1:{self.server.server_address[1]}"  # type: ignore[attr-defined]
+            here = f"http://127.0.0.1:{self.server.server_address[1]}"
             self.reply(401, b"{}", {"WWW-Authenticate": self.challenge.format(here)})
         elif path != "/v2/page/page/manifests/v1.2.3":
             self.reply(404, b'{"errors":[{"code":"MANIFEST_UNKNOWN"}]}')

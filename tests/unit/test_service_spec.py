@@ -108,6 +108,7 @@ PAGE: dict[str, Any] = {
     "argv": ["/usr/libexec/docker/cli-plugins/docker-compose", "up", "--pull", "never"],
     "user": "root",
     "after_units": ["docker.service"],
+    "stop_exits": [130],
     "inputs": ["/etc/gpurig/secrets/open-webui.env"],
 }
 SPECIMENS = {"chat": CHAT, "gpu-power": POWER, "odd": ODD, "page": PAGE}
@@ -257,6 +258,7 @@ def test_defaults() -> None:
         "restart": {"starts": 3, "window_s": 300, "delay_s": 5},
         "start_timeout_s": 600,
         "stop_timeout_s": 60,
+        "stop_exits": [],
         "health_url": "",
         "log_dir": "",
         "inputs": [],

@@ -25,7 +25,7 @@ PAGE: dict[str, Any] = {
 
 
 def service(**change: Any) -> Any:
-    return compose(**{**PAGE, **change})["services"]["open-webui"]  # type: ignore[index]
+    return compose(**{**PAGE, **change})["services"]["open-webui"]
 
 
 def targets(**change: Any) -> dict[str, Any]:
