@@ -4,7 +4,8 @@
 """Open WebUI's database where it is PostgreSQL. (outside)
 
 It is looked into by the psycopg that Open WebUI brings, in Open WebUI's own Python, so that a host needs nothing more;
-only copies need PostgreSQL's own programs. The password goes over stdin and by environment, never on a command line.
+only copies, and a page that is in a container, need PostgreSQL's own programs. The password goes by environment, never
+on a command line.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .postgres_url import Server, server_of
-from .webui_database import DatabaseError, User
+from .webui_database import DatabaseError, User, described
 
 CLIENT_PACKAGE = "postgresql-client"
 DEBIANS_PROGRAMS = Path("/usr/lib/postgresql")
@@ -48,6 +49,19 @@ except psycopg.Error as error:
 print(json.dumps(found))
 """
 
+# The same with psql: lines of JSON that belong together. It has no way to ask a table that may not be there.
+_LOOK_PSQL = r"""
+SELECT to_regclass('alembic_version') IS NOT NULL AS revisions, to_regclass('"user"') IS NOT NULL AS users \gset
+SELECT json_build_object('server', current_setting('server_version_num')::int, 'revisions', '[]'::json,
+  'users', '[]'::json, 'tables', (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()));
+\if :revisions
+SELECT json_build_object('revisions', coalesce(json_agg(version_num), '[]'::json)) FROM alembic_version;
+\endif
+\if :users
+SELECT json_build_object('users', coalesce(json_agg(json_build_array(email, role)), '[]'::json)) FROM "user";
+\endif
+"""
+
 # Of the schema in which the page's tables are: those that a newer version added are in no copy.
 _EMPTY = """
 SET client_min_messages = warning;
@@ -63,7 +77,7 @@ END $$;
 
 @dataclass(frozen=True)
 class Postgres:
-    """The database of `server`; `environment` is a Python environment with Open WebUI."""
+    """The database of `server`; `environment` is a Python environment with Open WebUI, or what an image said."""
 
     server: Server
     environment: Path
@@ -122,26 +136,38 @@ class Postgres:
             script.unlink(missing_ok=True)
 
     def _look(self) -> dict[str, Any]:
+        if described(self.environment):
+            once = ["--no-psqlrc", "--quiet", "--no-password", "--set=ON_ERROR_STOP=1", "--tuples-only", "--no-align"]
+            return self._seen([client("psql"), *once, "--file=-"], _LOOK_PSQL)
+        return self._seen([str(self.environment / "bin" / "python"), "-I", "-c", _LOOK])
+
+    def _seen(self, argv: list[str], script: str = "") -> dict[str, Any]:
         try:
             done = subprocess.run(
-                [str(self.environment / "bin" / "python"), "-I", "-c", _LOOK],
+                argv,
                 env=self._environment(),
-                stdin=subprocess.DEVNULL,
+                input=script,
                 capture_output=True,
                 text=True,
                 check=False,
                 timeout=_LOOK_S,
             )
-            found = json.loads(done.stdout.splitlines()[-1])
         except OSError as error:
             raise DatabaseError(f"{self.environment}: {error.strerror}; run the role again") from error
         except subprocess.TimeoutExpired:
             raise DatabaseError(f"{self.in_words} did not answer within {_LOOK_S:.0f} s") from None
-        except (ValueError, IndexError):
-            raise DatabaseError(f"{self.environment} cannot look into PostgreSQL: {self._short(done.stderr)}") from None
-        if "error" in found:
-            raise DatabaseError(f"{self.in_words}: {self._short(found['error'])}. {_remedy(found['error'])}")
-        return dict(found)
+        found: dict[str, Any] = {}
+        try:
+            for line in done.stdout.splitlines():
+                found.update(json.loads(line))
+        except ValueError:
+            found = {}
+        said = str(found.get("error") or (" ".join(done.stderr.split()) if script and done.returncode else ""))
+        if said:
+            raise DatabaseError(f"{self.in_words}: {self._short(said)}. {_remedy(said)}")
+        if "tables" not in found:
+            raise DatabaseError(f"{self.environment} cannot look into PostgreSQL: {self._short(done.stderr)}")
+        return found
 
     def _run(self, argv: list[str]) -> None:
         try:
@@ -178,7 +204,7 @@ def store_of(url: str, environment: Path) -> Postgres:
         raise DatabaseError(f"{error}; run the role again") from None
 
 
-def client(name: str, least_major: int) -> str:
+def client(name: str, least_major: int = 0) -> str:
     """Return the oldest of PostgreSQL's programs `name` that serves a server of this version.
 
     An older program refuses a newer server. Raises DatabaseError.
@@ -192,7 +218,7 @@ def client(name: str, least_major: int) -> str:
     if not good:
         there = ", ".join(f"{path} is of {major}" for path, major in found.items()) or "there is none"
         raise DatabaseError(
-            f"a copy of the database needs {name} of PostgreSQL {least_major} or newer on this host, and {there}. "
+            f"the page's database needs {name} of PostgreSQL {least_major or 9} or newer on this host, and {there}. "
             f"Install the package {CLIENT_PACKAGE} (of that version, perhaps from PostgreSQL's own repository)."
         )
     return min(good, key=lambda path: found[path])

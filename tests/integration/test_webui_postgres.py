@@ -20,7 +20,12 @@ from typing import Any
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils import webui_postgres
 from ansible_collections.gpurig.llm.plugins.module_utils.postgres_url import Server, database_url
-from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import DatabaseError, User, recorded_version
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
+    DESCRIPTION,
+    DatabaseError,
+    User,
+    recorded_version,
+)
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_postgres import Postgres, client, store_of
 from ansible_collections.gpurig.llm.tests.e2e import postgres
 from ansible_collections.gpurig.llm.tests.hub_sim import clients
@@ -64,13 +69,19 @@ def with_driver(environment: Path, driver: Path) -> Path:
     return environment
 
 
-@pytest.fixture
-def store(cluster: postgres.Cluster, driver: Path, tmp_path: Path) -> Postgres:
-    """An empty database of its own."""
+@pytest.fixture(params=["package", "image"])
+def store(request: pytest.FixtureRequest, cluster: postgres.Cluster, driver: Path, tmp_path: Path) -> Postgres:
+    """An empty database of its own, looked into by the page's own Python, or beside an image by psql."""
     quoted = PASSWORD.replace("'", "''")
     cluster.ask('DROP DATABASE IF EXISTS "page %"', 'DROP ROLE IF EXISTS "page@x"')
     cluster.ask(f"CREATE ROLE \"page@x\" LOGIN PASSWORD '{quoted}'", 'CREATE DATABASE "page %" OWNER "page@x"')
-    environment = with_driver(package(tmp_path, "0.12.4", "aa11", "bb22"), driver)
+    if request.param == "image":
+        environment = tmp_path / "answer"
+        environment.mkdir()
+        said = {"version": "0.12.4", "revisions": ["aa11", "bb22"]}
+        (environment / DESCRIPTION).write_text(json.dumps(said), encoding="utf-8")
+    else:
+        environment = with_driver(package(tmp_path, "0.12.4", "aa11", "bb22"), driver)
     return Postgres(Server("127.0.0.1", cluster.port, "page %", "page@x", PASSWORD), environment)
 
 
