@@ -5,11 +5,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from urllib.parse import unquote, urlsplit
 
 SCHEME = "postgresql+psycopg"
 """Names the driver that Open WebUI brings, psycopg 3; without a driver SQLAlchemy asks for psycopg2."""
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+NAME_WORDS = "a database's name of letters, digits, '_', '.' and '-'"
 
 
 @dataclass(frozen=True)
@@ -35,20 +39,26 @@ class Server:
 
 
 def database_url(host: str, port: int, name: str, user: str, password: str = "") -> str:
-    """Return the URL that gives exactly these to SQLAlchemy and urllib; '' for the password leaves it out.
+    """Return the URL that gives exactly these to SQLAlchemy, libpq and urllib; '' for the password leaves it out.
 
-    Every byte of name, user and password is percent-encoded: Open WebUI 0.12 takes a URL with 'sqlite' anywhere in it
-    for one of SQLite, and the files that carry the URL have rules of their own for quotes, blanks and '#'.
-    Raises ValueError for what PostgreSQL cannot have: a NUL character, or text that is no Unicode.
+    Every byte of user and password is percent-encoded: Open WebUI 0.12 takes a URL with 'sqlite' anywhere in it for one
+    of SQLite, and the files that carry the URL have rules of their own for quotes, blanks and '#'. The name of the
+    database stands as it is, since SQLAlchemy, unlike libpq, does not decode it. Raises ValueError, without its text,
+    for what cannot be carried so, or what PostgreSQL cannot have.
     """
-    for what, text in (("host", host), ("name", name), ("user", user), ("password", password)):
+    for what, text in (("user", user), ("password", password)):
         if "\0" in text or any(0xD800 <= ord(letter) <= 0xDFFF for letter in text):
             raise ValueError(f"the {what} of the PostgreSQL database has a character that PostgreSQL cannot take")
-        if not text and what != "password":
+    for what, text in (("host", host), ("name", name), ("user", user)):
+        if not text:
             raise ValueError(f"the {what} of the PostgreSQL database is missing")
+    if not NAME.fullmatch(name) or "sqlite" in name + host:
+        raise ValueError(
+            f"the PostgreSQL database {name} at {host}: needed: {NAME_WORDS}, and neither with 'sqlite' in it"
+        )
     secret = f":{_encoded(password)}" if password else ""
     place = f"[{host}]" if ":" in host else host
-    return f"{SCHEME}://{_encoded(user)}{secret}@{place}:{port}/{_encoded(name)}"
+    return f"{SCHEME}://{_encoded(user)}{secret}@{place}:{port}/{name}"
 
 
 def server_of(url: str) -> Server:
@@ -59,7 +69,7 @@ def server_of(url: str) -> Server:
     return Server(
         host=parts.hostname,
         port=parts.port or 5432,
-        name=unquote(parts.path.removeprefix("/"), errors="strict"),
+        name=parts.path.removeprefix("/"),
         user=unquote(parts.username or "", errors="strict"),
         password=unquote(parts.password or "", errors="strict"),
     )

@@ -34,6 +34,8 @@ from .placement import (
     engine_for,
     with_defaults,
 )
+from .postgres_url import NAME as DATABASE_NAME
+from .postgres_url import NAME_WORDS as DATABASE_WORDS
 from .power_plan import ON_UNSUPPORTED
 from .vllm_config import ConfigError, config_for
 
@@ -180,6 +182,10 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
         "api": Form(
             "the base URL of an OpenAI-compatible API that ends in /v1, without a key in it",
             _matches(r"https?://[^\s/@?#]+(/[^\s@?#]*)?/v1"),
+        ),
+        "database": Form(
+            f"{DATABASE_WORDS}, without 'sqlite' in it",
+            lambda text: bool(DATABASE_NAME.fullmatch(text)) and "sqlite" not in text,
         ),
         "server": Form("the name or address of a host", _matches(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]*:[0-9A-Fa-f:.]*")),
         "origin": Form("an address without a path, such as https://chat.example.org", _matches(r"https?://[^\s/@;]+")),
@@ -508,7 +514,7 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                     keys={
                         "host": Field(TEXT, "its server", default="127.0.0.1", form="server"),
                         "port": Field(WHOLE, "of the server", default=5432, low=1, high=65535),
-                        "name": Field(TEXT, "of the database", form="filled"),
+                        "name": Field(TEXT, "of the database", form="database"),
                         "user": Field(TEXT, "who owns it; password: open_webui_postgres_password", form="filled"),
                     },
                 ),

@@ -37,7 +37,7 @@ from ansible_collections.gpurig.llm.tests.e2e.test_sandbox_webui import (
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-USER, NAME = "web ui@sqlite", "chats: 100% sqlite"
+USER, NAME = "web ui@sqlite", "chats-1.x"
 PASSWORD = "p@ss:/%#?= sqlite'\"\\ü✓;&+$ {{ x }}"
 PASSWORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
 

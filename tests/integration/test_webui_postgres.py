@@ -73,8 +73,9 @@ def with_driver(environment: Path, driver: Path) -> Path:
 def store(request: pytest.FixtureRequest, cluster: postgres.Cluster, driver: Path, tmp_path: Path) -> Postgres:
     """An empty database of its own, looked into by the page's own Python, or beside an image by psql."""
     quoted = PASSWORD.replace("'", "''")
-    cluster.ask('DROP DATABASE IF EXISTS "page %"', 'DROP ROLE IF EXISTS "page@x"')
-    cluster.ask(f"CREATE ROLE \"page@x\" LOGIN PASSWORD '{quoted}'", 'CREATE DATABASE "page %" OWNER "page@x"')
+    cluster.ask('DROP DATABASE IF EXISTS "page-1.x"', 'DROP ROLE IF EXISTS "page@x sqlite"')
+    cluster.ask(f"CREATE ROLE \"page@x sqlite\" LOGIN PASSWORD '{quoted}'")
+    cluster.ask('CREATE DATABASE "page-1.x" OWNER "page@x sqlite"')
     if request.param == "image":
         environment = tmp_path / "answer"
         environment.mkdir()
@@ -82,19 +83,19 @@ def store(request: pytest.FixtureRequest, cluster: postgres.Cluster, driver: Pat
         (environment / DESCRIPTION).write_text(json.dumps(said), encoding="utf-8")
     else:
         environment = with_driver(package(tmp_path, "0.12.4", "aa11", "bb22"), driver)
-    return Postgres(Server("127.0.0.1", cluster.port, "page %", "page@x", PASSWORD), environment)
+    return Postgres(Server("127.0.0.1", cluster.port, "page-1.x", "page@x sqlite", PASSWORD), environment)
 
 
 def fill(cluster: postgres.Cluster) -> None:
     cluster.ask(
-        'SET ROLE "page@x"',
+        'SET ROLE "page@x sqlite"',
         "CREATE TABLE alembic_version (version_num text)",
         "INSERT INTO alembic_version VALUES ('aa11')",
         'CREATE TABLE "user" (id text PRIMARY KEY, email text, role text)',
         "INSERT INTO \"user\" VALUES ('1', 'a@b.cd', 'admin')",
         'CREATE TABLE chat (id serial, owner text REFERENCES "user", text text)',
         "INSERT INTO chat (owner, text) VALUES ('1', 'hello')",
-        database="page %",
+        database="page-1.x",
     )
 
 
@@ -110,14 +111,14 @@ def test_a_copy_and_the_way_back(store: Postgres, cluster: postgres.Cluster, tmp
     copy = tmp_path / "copy.dump"
     store.copy_to(copy)
     assert (copy.read_bytes()[:5], copy.stat().st_mode & 0o777) == (b"PGDMP", 0o600)
-    newer = ['SET ROLE "page@x"', "UPDATE alembic_version SET version_num = 'bb22'", "DELETE FROM chat"]
+    newer = ['SET ROLE "page@x sqlite"', "UPDATE alembic_version SET version_num = 'bb22'", "DELETE FROM chat"]
     newer += ['CREATE TABLE "App ""x""" (id text REFERENCES "user")', "ALTER TABLE chat RENAME TO conversation"]
-    cluster.ask(*newer, database="page %")
+    cluster.ask(*newer, database="page-1.x")
     store.take_back(copy)
     assert store.revisions() == {"aa11"}
-    assert cluster.ask("SELECT text FROM chat", database="page %") == "hello"
+    assert cluster.ask("SELECT text FROM chat", database="page-1.x") == "hello"
     tables = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY 1"
-    assert cluster.ask(tables, database="page %").split() == ["alembic_version", "chat", "user"]
+    assert cluster.ask(tables, database="page-1.x").split() == ["alembic_version", "chat", "user"]
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["copy.dump"]
 
 
@@ -128,7 +129,16 @@ def test_a_broken_copy_changes_nothing(store: Postgres, cluster: postgres.Cluste
     copy.write_bytes(copy.read_bytes()[:-200])
     with pytest.raises(DatabaseError, match="failed and changed nothing"):
         store.take_back(copy)
-    assert cluster.ask("SELECT text FROM chat", database="page %") == "hello"
+    assert cluster.ask("SELECT text FROM chat", database="page-1.x") == "hello"
+
+
+def test_a_copy_that_does_not_fit_changes_nothing(store: Postgres, cluster: postgres.Cluster, tmp_path: Path) -> None:
+    fill(cluster)
+    cluster.ask('SET ROLE "page@x sqlite"', "CREATE TYPE mood AS ENUM ('good')", database="page-1.x")
+    store.copy_to(tmp_path / "copy.dump")
+    with pytest.raises(DatabaseError, match=r"failed and changed nothing.*already exists"):
+        store.take_back(tmp_path / "copy.dump")
+    assert cluster.ask("SELECT text FROM chat", database="page-1.x") == "hello"
 
 
 @pytest.mark.parametrize(
@@ -152,7 +162,7 @@ def test_what_is_wrong_is_said(store: Postgres, change: dict[str, Any], words: s
 
 
 def test_tables_of_something_else_are_refused(store: Postgres, cluster: postgres.Cluster) -> None:
-    cluster.ask("CREATE TABLE theirs (x int)", database="page %")
+    cluster.ask("CREATE TABLE theirs (x int)", database="page-1.x")
     with pytest.raises(DatabaseError, match="1 tables that are not Open WebUI's"):
         store.exists()
 
@@ -204,7 +214,7 @@ def test_the_modules_in_four_steps_and_back(
     results += [checked, run_module("open_webui_database", common), run_module("open_webui_database", common)]
     assert [result["changed"] for result in results] == [False, True, True, False]
     assert Path(results[2]["backup"]).name.startswith("webui-unknown-")
-    cluster.ask("UPDATE alembic_version SET version_num = 'cc33'", database="page %")
+    cluster.ask("UPDATE alembic_version SET version_num = 'cc33'", database="page-1.x")
     results += [run_module("open_webui_preflight", see), run_module("open_webui_database", common)]
     assert all("newer Open WebUI" in result["msg"] for result in results[-2:])
     results.append(run_module("open_webui_database", {**common, "state": "restored"}))

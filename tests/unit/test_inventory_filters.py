@@ -209,9 +209,9 @@ def test_the_inventory_and_the_module_that_fetches_mean_the_same_keys() -> None:
 def test_the_url_of_a_database() -> None:
     make = postgres_url.FilterModule().filters()["postgres_url"]
     assert make({}) == ""
-    assert make({"name": "n", "user": "u"}) == "postgresql+psycopg://%75@127.0.0.1:5432/%6E"
+    assert make({"name": "n", "user": "u"}) == "postgresql+psycopg://%75@127.0.0.1:5432/n"
     full = {"name": "n", "user": "u", "host": "::1", "port": 5433}
-    assert make(full, "p") == "postgresql+psycopg://%75:%70@[::1]:5433/%6E"
+    assert make(full, "p") == "postgresql+psycopg://%75:%70@[::1]:5433/n"
     with pytest.raises(AnsibleFilterError, match="name and user"):
         make({"host": "h"})
     with pytest.raises(AnsibleFilterError, match="a character that PostgreSQL cannot take") as caught:

@@ -16,15 +16,18 @@ TEXTS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 ODD = "p@ss:/%#?= sqlite'\"\\ü✓;&+$ \n\t"
 
 
-@given(name=TEXTS, user=TEXTS, password=TEXTS)
-@example(name="sqlite", user="web@ui", password=ODD)
+NAMES = st.from_regex(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", fullmatch=True).filter(lambda name: "sqlite" not in name)
+
+
+@given(name=NAMES, user=TEXTS, password=TEXTS)
+@example(name="webui-1.x", user="web@ui sqlite", password=ODD)
 def test_any_name_and_password_survives_the_url(name: str, user: str, password: str) -> None:
     url = database_url("127.0.0.1", 5433, name, user, password)
     assert server_of(url) == Server("127.0.0.1", 5433, name, user, password)
     parts = urlsplit(url)
-    found = [unquote(part or "") for part in (parts.username, parts.password, parts.path[1:])]
-    assert (found, parts.hostname, parts.port) == ([user, password, name], "127.0.0.1", 5433)
-    rest = url.removeprefix(f"{SCHEME}://")
+    found = [unquote(part or "") for part in (parts.username, parts.password)]
+    assert (found, parts.path, parts.hostname, parts.port) == ([user, password], f"/{name}", "127.0.0.1", 5433)
+    rest = url.removeprefix(f"{SCHEME}://").removesuffix(name)
     assert set(rest) <= set("0123456789ABCDEF%:@/."), "nothing for a shell, a file or a search for 'sqlite' to find"
 
 
@@ -49,6 +52,9 @@ def test_what_is_said_holds_no_password() -> None:
         pytest.param({"password": "se\0cret"}, "the password of", id="nul"),
         pytest.param({"password": "se\ud800cret"}, "the password of", id="no-unicode"),
         pytest.param({"name": ""}, "the name of", id="no-name"),
+        pytest.param({"name": "chats: 1%"}, "of letters, digits", id="name-that-nobody-decodes"),
+        pytest.param({"name": "my-sqlite"}, "'sqlite' in it", id="name-of-sqlite"),
+        pytest.param({"host": "sqlite.example.org"}, "'sqlite' in it", id="host-of-sqlite"),
     ],
 )
 def test_what_postgresql_cannot_have(change: dict[str, str], words: str) -> None:

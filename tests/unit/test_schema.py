@@ -278,6 +278,11 @@ CASES: list[tuple[Any, ...]] = [
     ("rig_webui/origins/0", "chat.example.org", "rig_webui.origins[0]: found", "https://chat.example.org"),
     ("rig_webui/auth", False, "rig_webui.auth: found false, and rig_publish[0] publishes the page"),
     ("rig_webui/postgres", {"user": "u"}, "rig_webui.postgres.name: missing, needed the name of the database."),
+    (
+        "rig_webui/postgres",
+        {"name": "a b", "user": "u"},
+        "rig_webui.postgres.name: found the text 'a b', needed a data",
+    ),
     ("rig_webui/postgres", {"name": "n", "user": "u", "host": "h/x"}, "rig_webui.postgres.host: found the text 'h/x'"),
     ("rig_webui/postgres", {"name": "n", "user": "u", "password": "x"}, "rig_webui.postgres.password: "),
     (

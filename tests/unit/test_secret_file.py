@@ -71,7 +71,7 @@ def test_given_values_are_kept_and_never_shown(run_module: RunModule, tmp_path: 
     assert not again["changed"]
     assert again["diff"]["before"] == again["diff"]["after"]
     for result in (predicted, done, again):
-        assert "secret" not in json.dumps({**result, "invocation": ""}).replace("secret_file", "")
+        assert "secret" not in json.dumps(result)
 
 
 def test_a_value_that_a_line_cannot_carry_is_refused_unsaid(run_module: RunModule, tmp_path: Path) -> None:
