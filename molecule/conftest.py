@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from ansible_collections.gpurig.llm.molecule.shared.rig import Rig, instances
@@ -46,3 +48,10 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
         report.outcome = "failed"
         report.longrepr = f"A scenario's test may not be skipped: {report.longrepr}"
     return report
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests noted about hosts (rig.noted), once."""
+    for path in sorted(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]).glob("noted/*.txt")):
+        terminalreporter.write(path.read_text(encoding="utf-8"))
+        path.unlink()

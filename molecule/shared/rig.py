@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,22 @@ def instances() -> list[dict[str, Any]]:
     """What the inventory of the scenario that is tested wants to run on every host."""
     text = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "inventory.yml").read_text(encoding="utf-8")
     return list(yaml.safe_load(text)["all"]["children"]["instances"]["vars"]["rig_instances"])
+
+
+def open_on_purpose(host: Host) -> dict[str, str]:
+    """'tcp PORT' -> reason: what the inventory says may be reached on this host, in `molecule_open`."""
+    text = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "inventory.yml").read_text(encoding="utf-8")
+    group = yaml.safe_load(text)["all"]["children"]["instances"]
+    own = group["hosts"][host.backend.get_hostname()] or {}
+    return dict(own.get("molecule_open", group["vars"].get("molecule_open", {})))
+
+
+def noted(host: Host, topic: str, lines: Sequence[str]) -> None:
+    """Keep lines about a host for the end of the run, where all of them are printed."""
+    folder = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"], "noted")
+    folder.mkdir(exist_ok=True)
+    text = "".join(f"{host.backend.get_hostname()} {topic}: {line}\n" for line in lines)
+    (folder / f"{host.backend.get_hostname()}-{topic}.txt").write_text(text, encoding="utf-8")
 
 
 def wait(what: str, seen: Callable[[], bool], timeout_s: float = 60) -> None:

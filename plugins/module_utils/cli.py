@@ -469,6 +469,7 @@ def key(host: Host, name: str) -> int:
 
 
 UDEV_RULE = "/etc/udev/rules.d/60-gpurig-nvidia.rules"
+FIREWALL_UNIT = "gpurig-firewall.service"
 _UDEV_HEADER = "# Written by the role gpurig.llm.gpu_power."
 
 
@@ -497,6 +498,8 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
             raise ToolError(f"{top} is not a directory of ours alone; nothing is removed. Correct {here}")
     units = [host.program_file(name) for name in host.names()] if host.manager == "systemd" else []
     rules = [UDEV_RULE] if host.manager == "systemd" and _is_our_rule() else []
+    if host.manager == "systemd" and Path(firewall_unit := f"{host.unit_dir}/{FIREWALL_UNIT}").exists():
+        units.append(firewall_unit)
     socket_dir = str(Path(Supervisor(paths).socket).parent)
     ours = [paths[name] for name in ("run", "log", "cache", "uv", "python") if name in paths]
     ours.append(f"{paths['state']}/{PLANS_DIR}")
@@ -557,6 +560,7 @@ def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
 
     power_cli.give_back(host)
     if host.manager == "systemd":
+        _give_back_rules(host.paths["config"])
         units = [systemd.unit_name(name) for name in host.names()]
         systemd.order("disable", [unit for unit in units if systemd.show(unit).enabled])
         for unit in units:
@@ -569,6 +573,16 @@ def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
             Path(top).rmdir()  # only when nothing of anybody's is left in it
     print("Removed." + (f" Kept: {', '.join(plan.keep)}" if plan.keep else ""))
     return 0
+
+
+def _give_back_rules(config: str) -> None:
+    """Who may reach the page is nobody's matter any more; what cannot be taken away is told."""
+    from . import firewall_host  # noqa: PLC0415 (only an uninstall needs it)
+
+    try:
+        firewall_host.give_back(config)
+    except (firewall_host.FirewallHostError, SystemdError, OSError) as error:
+        say(f"a firewall rule of ours stays: {error}")
 
 
 def remove(path: str, below: Sequence[str]) -> None:

@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import ipaddress
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +46,8 @@ POWER_UNIT: Final = "gpu-power"
 """The service that the role gpu_power installs; an instance of this name would replace it."""
 PAGE: Final = "open-webui"
 """The service that the role open_webui installs, likewise."""
+FIREWALL: Final = "firewall"
+"""The unit that the role firewall installs, likewise."""
 PAGE_PORT: Final = 8080
 
 TEXT, WHOLE, NUMBER, SWITCH = "text", "whole number", "number", "switch"
@@ -116,6 +120,22 @@ def _is_pci(text: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _is_network(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        network = ipaddress.ip_network(text)
+        return network.prefixlen >= (8 if network.version == 4 else 7)
+    return False
+
+
+def _network_advice(value: str, _siblings: Mapping[str, object]) -> str:
+    with contextlib.suppress(ValueError):
+        network = ipaddress.ip_network(value, strict=False)
+        if network.prefixlen < (8 if network.version == 4 else 7):
+            return "That is no home network but a part of the internet; the page is not put there."
+        return f"Did you mean {network}?"
+    return ""
 
 
 def _name_advice(value: str, _siblings: Mapping[str, object]) -> str:
@@ -195,6 +215,7 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
         ),
         "image_prefix": Form("a registry and a slash, such as ghcr.io/", _matches(r"[a-z0-9][a-z0-9._:/-]*/")),
         "volume": Form("the name of a Docker volume", _matches(r"([A-Za-z0-9][A-Za-z0-9_.-]+)?")),
+        "network": Form("an address or a network such as 192.168.1.0/24", _is_network, _network_advice),
         "relative": Form(
             "a path inside the package, without a leading / and without ..",
             lambda text: bool(text) and not text.startswith("/") and ".." not in text.split("/"),
@@ -577,6 +598,11 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                     "what": Field(TEXT, "page, or the name of an instance", required=True, form="name"),
                     "how": Field(TEXT, "lan: the home network; proxy: keys and TLS", True, choices=("lan", "proxy")),
                     "consent": Field(SWITCH, "true, written by you", required=True),
+                    "from": Field(
+                        LIST,
+                        "who may reach it; by default the private networks that the host itself is in",
+                        items=Field(TEXT, "an address or a network", form="network"),
+                    ),
                 },
             ),
         ),
@@ -1033,6 +1059,8 @@ def _instance_problems(variables: Mapping[str, object]) -> Iterator[str]:
             yield f"{path}.name: '{POWER_UNIT}' means the boot unit of the power limits. Choose another name."
         if _text_of(entry, "name") == PAGE:
             yield f"{path}.name: '{PAGE}' means the page of rig_webui. Choose another name."
+        if _text_of(entry, "name") == FIREWALL:
+            yield f"{path}.name: '{FIREWALL}' means the rules of rig_publish. Choose another name."
         written = {key: value for key, value in entry.items() if isinstance(key, str)}
         instance = with_defaults(written)
         if instance["state"] == "absent":
@@ -1174,9 +1202,30 @@ def _publish_problems(variables: Mapping[str, object]) -> Iterator[str]:
         if what != "page" and entry.get("how") == "lan":
             yield (
                 f"{path}.how: found lan for an engine. An engine's own key guards only some of its addresses: "
-                "write how: proxy, or publish the page."
+                "publish the page, or reach the engine by ssh (rig_tunnels)."
             )
+        if entry.get("how") == "proxy":
+            yield (
+                f"{path}.how: found proxy, which this version does not have yet: it comes with the gateway, with keys "
+                "and TLS. Remove the entry until then; ssh reaches everything (rig_tunnels, or ssh -L)."
+            )
+        if entry.get("how") == "proxy" and entry.get("from") is not None:
+            yield f"{path}.from: found it beside how: proxy. It belongs to how: lan."
+        elif entry.get("from") == []:
+            yield f"{path}.from: found an empty list. Name networks, or leave it out for those that the host is in."
+        if what == "page" and entry.get("how") == "lan":
+            yield from _page_problems(path, variables.get("rig_webui"))
     yield from _repeated(allowed, "the service", "Keep one entry.")
+
+
+def _page_problems(path: str, page: object) -> Iterator[str]:
+    if not _is_mapping(page) or not page:
+        yield f"{path}.what: found page, and there is none. Write rig_webui, or remove the entry."
+    elif _mapping(page).get("auth") is False:
+        yield (
+            f"{path}.what: found page, and rig_webui.auth is false: whoever reaches the page would be its "
+            "administrator. Write auth: true, or remove the entry."
+        )
 
 
 def _nothing(_variables: Mapping[str, object]) -> Iterator[str]:

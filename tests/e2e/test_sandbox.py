@@ -5,17 +5,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Result, Sandbox, free_port, marked_pids
+from ansible_collections.gpurig.llm.tests.hosts import exposure
 
 
 def test_first_check_run_changes_nothing(place: Path) -> None:
@@ -60,6 +64,84 @@ def test_the_api_is_private(rig: Sandbox) -> None:
         if path.is_file() and path != secrets:
             assert key.encode() not in path.read_bytes(), path
     assert key.encode() not in (rig.root / "log" / "chat.log").read_bytes()
+
+
+# Listens on every address for as long as it is let, under the name of a rig.
+OPEN = """
+import socket, time
+opened = socket.create_server(("0.0.0.0", 0))
+print(opened.getsockname()[1], flush=True)
+time.sleep(99)
+"""
+
+
+def test_the_rig_listens_on_loopback_only(rig: Sandbox) -> None:
+    """All of its processes, by what the kernel says and by trying from another network namespace.
+
+    With one more process of the rig that listens on every address both find it.
+    """
+    assert rig.answers()
+    assert _exposed(rig) == set()
+    environment = {**os.environ, "GPURIG_ROOT": str(rig.root)}
+    command = [sys.executable, "-c", OPEN]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as opened:
+        try:
+            assert opened.stdout
+            port = int(opened.stdout.readline())
+            assert _exposed(rig) == {f"tcp 0.0.0.0:{port}"}
+            if os.geteuid() == 0:
+                with namespace() as scan:
+                    found = scan([rig.port, port])
+                assert found
+                assert all(ports == [port] for ports in found.values()), found
+        finally:
+            opened.kill()
+
+
+def _exposed(rig: Sandbox) -> set[str]:
+    """What the rig's processes listen on beyond loopback."""
+    inodes = set()
+    for pid in marked_pids("GPURIG_ROOT", str(rig.root)):
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                inodes.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
+    assert inodes
+    names = ("tcp", "tcp6", "udp", "udp6")
+    return exposure.listeners({name: Path("/proc/net", name).read_text(encoding="ascii") for name in names}, inodes)
+
+
+@contextlib.contextmanager
+def namespace() -> Iterator[Callable[[list[int]], dict[str, list[int]]]]:
+    """A network namespace with a way to this machine; yields what tries ports of all our addresses from there."""
+    name, here, there = "gpurig-e2e", "198.18.76.1", "198.18.76.2"  # of the network for tests (RFC 2544)
+    steps = [
+        f"netns add {name}",
+        f"link add {name} type veth peer name {name}-1 netns {name}",
+        f"address add {here}/30 dev {name}",
+        f"link set {name} up",
+        f"-netns {name} address add {there}/30 dev {name}-1",
+        f"-netns {name} link set {name}-1 up",
+        f"-netns {name} route add default via {here}",
+    ]
+
+    def scan(ports: list[int]) -> dict[str, list[int]]:
+        listed = json.loads(ip("-json address show"))
+        addresses = [address for _name, address in exposure.addresses(listed) if ":" not in address]
+        program = [sys.executable, str(Path(exposure.__file__)), "--ports", ",".join(map(str, ports)), *addresses]
+        return dict(json.loads(ip(f"netns exec {name}", *program)))
+
+    try:
+        for step in steps:
+            ip(step)
+        yield scan
+    finally:
+        ip(f"netns delete {name}")
+
+
+def ip(words: str, *more: str) -> str:
+    """What iproute2 says."""
+    done = subprocess.run(["ip", *words.split(), *more], check=True, capture_output=True, text=True, timeout=60)
+    return done.stdout
 
 
 def _own_address() -> str:

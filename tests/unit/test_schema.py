@@ -72,8 +72,7 @@ rig_webui:
 rig_tunnels:
   - {{name: far, host: pod1, instance: chat, port: 18000, host_key: ssh-ed25519 {"A" * 68}}}
 rig_publish:
-  - {{what: page, how: lan, consent: true}}
-  - {{what: chat, how: proxy, consent: true}}
+  - {{what: page, how: lan, consent: true, from: [192.168.1.0/24, 10.9.8.7, "fd00::/8"]}}
 rig_capabilities: {{can_set_power: true, can_reboot: false}}
 rig_container_engine: {{wanted: true, source: distribution, gpu: never}}
 rig_allow_container_engine_change: true
@@ -686,13 +685,30 @@ CASES: list[tuple[Any, ...]] = [
         "rig_publish[0].consent: found the text 'true', needed true or false. Write it without",
         "quotes.",
     ),
-    ("rig_publish/1/how", "lan", "rig_publish[1].how: found lan for an engine."),
+    ("rig_publish/0/what", "chat", "rig_publish[0].how: found lan for an engine.", "rig_tunnels"),
     (
-        "rig_publish/1/what",
-        "page",
+        "rig_publish",
+        [{"what": "page", "how": "lan", "consent": True}] * 2,
         "rig_publish[1].what: the service 'page' is already used by rig_publish[0].what. Keep one",
         "entry.",
     ),
+    (
+        "rig_publish",
+        [{"what": "chat", "how": "proxy", "consent": True}],
+        "rig_publish[0].how: found proxy, which this version does not have yet",
+        "the gateway",
+    ),
+    ("rig_publish/0/from", [], "rig_publish[0].from: found an empty list.", "leave it out"),
+    (
+        "rig_publish/0/from/0",
+        "192.168.1.5/24",
+        "rig_publish[0].from[0]: found the text '192.168.1.5/24', needed an address or a network such as",
+        "Did you mean 192.168.1.0/24?",
+    ),
+    ("rig_publish/0/from/0", "home", "rig_publish[0].from[0]: found the text 'home', needed an address or a network"),
+    ("rig_publish/0/from/0", "0.0.0.0/0", "rig_publish[0].from[0]: found the text", "a part of the internet"),
+    ("rig_publish/0/from/0", "::/0", "rig_publish[0].from[0]: found the text", "a part of the internet"),
+    ("rig_webui", ..., "rig_publish[0].what: found page, and there is none. Write rig_webui"),
     ("rig_publish/0/what", ..., "rig_publish[0].what: missing"),
     # what could not be read
     ("rig_models", Unreadable("its template fails"), "rig_models: its template fails"),
@@ -710,10 +726,9 @@ SEVERAL: list[tuple[str, Any, list[str]]] = [
         "My Chat",
         [
             "rig_instances[0].name: found the text 'My Chat', needed a name of 1 to 41 small letters",
-            "rig_publish[1].what: found 'chat'",
         ],
     ),
-    ("rig_instances/0/name", "-", ["rig_instances[0].name: found the text '-', needed a name", "rig_publish[1].what"]),
+    ("rig_instances/0/name", "-", ["rig_instances[0].name: found the text '-', needed a name"]),
     (
         "rig_gpu_roles",
         {"training": ["host"]},

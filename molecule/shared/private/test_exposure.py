@@ -1,0 +1,106 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What of every host is reached from another network namespace: nothing but what its inventory names with a reason."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ansible_collections.gpurig.llm.molecule.shared.rig import noted, open_on_purpose
+from ansible_collections.gpurig.llm.tests.hosts import exposure
+from testinfra.host import Host
+
+# Run on the host: listens on every address until it is ended, and prints its pid and its two ports.
+OPEN = """
+import os, socket, sys, time
+tcp, udp = socket.create_server(("0.0.0.0", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+udp.bind(("0.0.0.0", 0))
+pid = os.fork()
+if pid:
+    print(pid, tcp.getsockname()[1], udp.getsockname()[1])
+    sys.exit()
+os.setsid()
+for number in range(3):
+    os.dup2(os.open(os.devnull, os.O_RDWR), number)
+time.sleep(300)
+"""
+
+
+@contextmanager
+def opened(host: Host) -> Iterator[tuple[str, str]]:
+    """Two ports that are open on purpose: 'tcp N', 'udp N'."""
+    pid, tcp, udp = host.check_output("python3 -c %s", OPEN).split()
+    try:
+        yield f"tcp {tcp}", f"udp {udp}"
+    finally:
+        host.check_output("kill %s", pid)
+
+
+def asked(*command: str) -> str:
+    """What a program says here, on the machine that runs the tests."""
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
+
+
+def tried(host: Host) -> dict[str, list[int]]:
+    """Every address of the host and the TCP ports that accept there.
+
+    Addresses behind the host, of its own containers' bridges say, are tried by a neighbour who has a route to them.
+    """
+    name = host.backend.get_hostname()
+    near = asked("podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", name)
+    bridge = json.loads(asked("ip", "-json", "route", "get", near))[0]["dev"]
+    known = exposure.addresses(json.loads(host.check_output("ip -json address show")))
+    (interface,) = [interface for interface, address in known if address == near]
+    found, behind = {}, []
+    for where, address in known:
+        local = address.startswith("fe80:")
+        if where == interface:
+            found[address] = exposure.scan(f"{address}%{bridge}" if local else address)
+        elif not local:  # that is nobody's but its own link's
+            behind.append(address)
+    return {**found, **(from_a_neighbour(name, near, behind) if behind else {})}
+
+
+def from_a_neighbour(name: str, near: str, behind: list[str]) -> dict[str, list[int]]:
+    """The same from another host of the network, which sends what is for these addresses to this host."""
+    image = asked("podman", "inspect", "--format", "{{.Image}}", name)
+    neighbour = asked("podman", "run", "--detach", "--rm", image, "sleep", "300")
+    try:
+        pid = asked("podman", "inspect", "--format", "{{.State.Pid}}", neighbour)
+        there = ("nsenter", "--target", pid, "--net")
+        for address in behind:
+            asked(*there, "ip", "route", "add", address, "via", near)
+        return dict(json.loads(asked(*there, sys.executable, str(Path(exposure.__file__)), *behind)))
+    finally:
+        asked("podman", "rm", "--force", "--time", "0", neighbour)
+
+
+def listed(host: Host) -> set[str]:
+    """What listens on another address than loopback, by what the host's kernel says."""
+    names = ("tcp", "tcp6", "udp", "udp6")
+    return exposure.listeners({name: host.check_output("cat /proc/net/%s", name) for name in names})
+
+
+def test_nothing_is_reached_from_elsewhere(host: Host) -> None:
+    """But a port that is opened on purpose now is found both ways, so that the rest proves something."""
+    with opened(host) as on_purpose:
+        listening, reached = listed(host), tried(host)
+    by_port = {f"{place.split()[0]} {place.rpartition(':')[2]}": place for place in sorted(listening)}
+    answering = {f"tcp {port}" for ports in reached.values() for port in ports}
+    allowed = open_on_purpose(host)
+    lines = [f"{address}: tcp {', '.join(map(str, ports)) or 'none'}" for address, ports in reached.items()]
+    lines += [f"listens on {place}" for place in by_port.values()]
+    lines += [f"allowed: {port}, {reason}" for port, reason in allowed.items()]
+    noted(host, "exposed", [*lines, f"opened on purpose for this test: {', '.join(on_purpose)}"])
+    assert reached
+    assert set(on_purpose) <= set(by_port)
+    assert on_purpose[0] in answering
+    strangers = (answering | set(by_port)) - set(on_purpose) - set(allowed)
+    assert strangers == set(), lines
+    assert set(allowed) <= answering | set(by_port), "what is allowed and closed needs no permission"

@@ -1,0 +1,171 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every secret of a host, searched in all places of the host that are not its own. Standard library only, runs there.
+
+    python3 -c SOURCE PATHS    prints JSON, see `main`; PATHS: the rig's paths as JSON, {} for no rig
+
+A secret is a value in a file of the rig's secrets directory, the password of an address among them, and each line of a
+private key. It may stand in its own file, for its owner only, and in the page's data, which only the page's user reads.
+One value of our own is planted in several places first and has to be found there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import stat
+import subprocess
+import sys
+import urllib.parse
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+LEAST_LETTERS = 8
+# Packages, models and their caches: huge, and made from what everybody can download.
+LEFT_OUT = ("envs", "models", "python", "uv")
+PLACES = (
+    "/dev/shm",
+    "/etc",
+    "/run",
+    "/tmp",
+    "/var/tmp",
+    "/var/log",
+    "/var/lib/systemd",
+    "/root",
+    "/home",
+    "/opt",
+    "/srv/compose",
+)
+OPEN_TO_ALL = "/tmp"
+LAYERS = "/var/lib/docker/overlay2"
+CONTENT_MOST_BYTES = 1 << 28
+
+
+def secret_files(paths: dict[str, str]) -> list[Path]:
+    """Files that hold secrets by purpose: all of the secrets directory, and private keys below the state directory."""
+    folder = paths.get("secrets")
+    found = [path for path in Path(folder).rglob("*") if path.is_file()] if folder else []
+    for top in {paths.get("state", ""), paths.get("config", "")} - {""}:
+        found += [path for path in Path(top).rglob("*.key") if b"PRIVATE KEY-----" in path.read_bytes()[:64]]
+    return found
+
+
+def values_of(path: Path) -> Iterator[str]:
+    """The secrets in one of these files."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    if lines and "PRIVATE KEY-----" in lines[0]:
+        yield from lines[2:-1]  # the first line of the body is the same in every key of its kind
+        return
+    for line in lines:
+        value = line.partition("=")[2] or line
+        yield value
+        with suppress(ValueError):
+            password = urllib.parse.urlsplit(value).password or ""
+            yield from (password, urllib.parse.unquote(password))
+
+
+def texts() -> Iterator[tuple[str, bytes]]:
+    """(what it is, its content) of everything that is no file of these trees."""
+    commands = {
+        "systemctl show": ["systemctl", "show", "--no-pager", "--all", "*"],
+        "journal": ["journalctl", "--no-pager", "--all", "--output", "export"],
+    }
+    for name, command in commands.items():
+        if Path("/run/systemd/system").exists():
+            yield name, subprocess.run(command, capture_output=True, check=False, timeout=60).stdout
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit():
+            with suppress(OSError):
+                yield f"command line of {process.name}", (process / "cmdline").read_bytes()
+
+
+def trees(paths: dict[str, str]) -> list[str]:
+    """Folders to search, none of them inside another one."""
+    tops = {*PLACES, *(path for name, path in paths.items() if name not in LEFT_OUT)}
+    if Path(LAYERS).is_dir():
+        tops.add(LAYERS)
+    return sorted(top for top in tops if not any(top != other and top.startswith(f"{other}/") for other in tops))
+
+
+def files(paths: dict[str, str]) -> Iterator[Path]:
+    """Regular files of these trees, each once."""
+    left_out = {path for name, path in paths.items() if name in LEFT_OUT}
+    for top in trees(paths):
+        for folder, names, leaves in os.walk(top):
+            names[:] = [name for name in names if f"{folder}/{name}" not in left_out]
+            for leaf in leaves:
+                path = Path(folder, leaf)
+                with suppress(OSError):
+                    seen = path.lstat()
+                    if stat.S_ISREG(seen.st_mode) and 0 < seen.st_size < CONTENT_MOST_BYTES:
+                        yield path
+
+
+def is_private(path: Path, data: list[Path]) -> bool:
+    """Whether it lies in the page's data, which nobody but the page's user may enter."""
+    return any(folder in path.parents and stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in data)
+
+
+def planted(paths: dict[str, str], value: str) -> dict[str, Path]:
+    """One value in places where no secret may be."""
+    spots = {
+        "world-readable file": Path(OPEN_TO_ALL) / f"planted-{os.getpid()}",
+        "log": Path(paths.get("log", "/var/log")) / f"planted-{os.getpid()}.log",
+        "file of root": Path(paths.get("config", "/etc")) / f"planted-{os.getpid()}",
+    }
+    for name, path in spots.items():
+        path.write_text(f"x={value}\n", encoding="utf-8")
+        path.chmod(0o600 if name == "file of root" else 0o644)
+    if shutil.which("systemd-cat"):
+        subprocess.run(["systemd-cat"], input=value.encode(), check=True, timeout=20)
+        subprocess.run(["journalctl", "--sync"], check=False, timeout=20)
+    return spots
+
+
+def main(paths: dict[str, str]) -> dict[str, object]:
+    """{values: secret -> its file, wrong: what was found where it may not be, found: places of the planted value,
+    planted: places where it was put, modes: secret files that others may read, searched: number of files}.
+    """
+    kept = secret_files(paths)
+    known: dict[bytes, str] = {}
+    for path in kept:
+        for value in values_of(path):
+            if len(value) >= LEAST_LETTERS:
+                known.setdefault(value.encode(), str(path))
+    mine = secrets.token_urlsafe(32)
+    spots = planted(paths, mine)
+    pattern = re.compile(b"|".join(re.escape(value) for value in [*known, mine.encode()]))
+    data = [*Path("/dev/shm").glob("gpurig-open-webui-*")]
+    data += [Path(paths["state"], "open_webui")] if "state" in paths else []
+    wrong, found, searched = [], [], 0
+    try:
+        contents = ((str(path), path) for path in files(paths) if path not in kept and not is_private(path, data))
+        for where, content in [*texts(), *contents]:
+            try:
+                seen = set(pattern.findall(content if isinstance(content, bytes) else content.read_bytes()))
+            except OSError:
+                continue
+            searched += 1
+            found += [where] if mine.encode() in seen else []
+            wrong += [f"{known[value]} is in {where}" for value in seen if value in known]
+    finally:
+        for path in spots.values():
+            path.unlink(missing_ok=True)
+    planted_in = [str(path) for path in spots.values()] + (["journal"] if shutil.which("systemd-cat") else [])
+    return {
+        "values": {value.decode(): path for value, path in known.items()},
+        "wrong": sorted(wrong),
+        "found": sorted(found),
+        "planted": sorted(planted_in),
+        "modes": [str(path) for path in kept if stat.S_IMODE(path.stat().st_mode) & 0o077],
+        "searched": searched,
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(json.loads(sys.argv[1]))))
