@@ -145,24 +145,37 @@ def database_problems(store: Store, params: dict[str, Any]) -> tuple[list[str], 
     return [*problems, *user_problems(users, params, known, store.in_words)], len(users)
 
 
+def notes(params: dict[str, Any], store: Store | None) -> list[str]:
+    """Say which databases of before are not the page's, in words; `store` is None where it keeps nothing."""
+    data_dir, environment = Path(params["data_dir"]), Path(params["environment_dir"])
+    before: list[Store] = [local] if (local := Sqlite(data_dir / DATABASE)).exists() else []
+    if url := read_secret(params["secrets_file"], "DATABASE_URL"):
+        before.append(store_of(url, environment))
+    ours = store.in_words if store else ""
+    return [
+        f"The chats from before stay in {one.in_words}, and are not on this page."
+        for one in before
+        if one.in_words != ours
+    ]
+
+
 def looked(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return problems and what else is to be said. Raises DatabaseError, OSError, PageError."""
     data_dir, environment = Path(params["data_dir"]), Path(params["environment_dir"])
-    local = Sqlite(data_dir / DATABASE)
-    left = [f"The chats from before stay in {local.path}, and are not on this page."] if local.exists() else []
     if params["memory_dir"]:
         problem = memory_problem(params["memory_dir"], MEMORY_BYTES)
         problems = [f"rig_webui.keep is false: {problem}. Otherwise leave rig_webui.keep at true."] if problem else []
-        return {"problems": problems, "database": params["memory_dir"], "users": 0, "notes": left}
+        return {"problems": problems, "database": params["memory_dir"], "users": 0, "notes": notes(params, None)}
     params["password_kept"] = bool(read_secret(params["secrets_file"], PASSWORD))
     url = params["database_url"]
-    store: Store = store_of(url, environment) if url else local
+    store: Store = store_of(url, environment) if url else Sqlite(data_dir / DATABASE)
+    result = {"problems": [], "database": store.in_words, "users": 0, "notes": notes(params, store)}
     if url and check and not environment.exists():
-        return {"problems": [], "database": store.in_words, "users": 0, "notes": left}
+        return result
     if data_dir.is_dir():
         act_as_owner(data_dir)
     problems, users = database_problems(store, params)
-    return {"problems": problems, "database": store.in_words, "users": users, "notes": left if url else []}
+    return {**result, "problems": problems, "users": users}
 
 
 def main() -> None:

@@ -211,6 +211,7 @@ def test_in_memory_alone_and_without_sign_in(rig: Rig) -> None:
         assert result.rc == 0, result.text[-6000:]
         report = result.text[result.text.index("Page: ") :]
         assert "everybody on this host is administrator" in report
+        assert f"The chats from before stay in PostgreSQL database {NAME}" in report
         memory = Path(re.search(r"in memory, in (/dev/shm/[\w-]+)", report)[1])  # type: ignore[index]
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
         assert (memory.stat().st_mode & 0o777, file_system(str(memory), mounts)) == (0o700, "tmpfs")

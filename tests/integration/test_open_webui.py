@@ -333,7 +333,12 @@ def test_preflight_says_everything_at_once_and_what_stays_behind(
     assert "newer Open WebUI" in both
     assert "open_webui_admin_password" in both
     memory = run_module("open_webui_preflight", {**common, "memory_dir": "/dev/shm/gpurig-test-never-made"})
-    assert memory["notes"] == [f"The chats from before stay in {data / 'webui.db'}, and are not on this page."]
+    stays = "The chats from before stay in {}, and are not on this page."
+    assert memory["notes"] == [stays.format(data / "webui.db")]
+    Path(common["secrets_file"]).write_text("DATABASE_URL=postgresql+psycopg://u:secret@h:1/n\n")
+    memory = run_module("open_webui_preflight", {**common, "memory_dir": "/dev/shm/gpurig-test-never-made"})
+    assert memory["notes"][1] == stays.format("PostgreSQL database n at h port 1 as user u")
+    assert "secret@" not in json.dumps(memory)
     disk = run_module("open_webui_preflight", {**common, "memory_dir": "/proc/page"})
     assert "rig_webui.keep is false: /proc/page would lie on proc, needed a tmpfs" in disk["msg"]
     assert not Path("/dev/shm/gpurig-test-never-made").exists()
