@@ -1213,19 +1213,10 @@ def _publish_problems(variables: Mapping[str, object]) -> Iterator[str]:
             yield f"{path}.from: found it beside how: proxy. It belongs to how: lan."
         elif entry.get("from") == []:
             yield f"{path}.from: found an empty list. Name networks, or leave it out for those that the host is in."
-        if what == "page" and entry.get("how") == "lan":
-            yield from _page_problems(path, variables.get("rig_webui"))
+        page = variables.get("rig_webui")
+        if what == "page" and (not _is_mapping(page) or not page):
+            yield f"{path}.what: found page, and there is none. Write rig_webui, or remove the entry."
     yield from _repeated(allowed, "the service", "Keep one entry.")
-
-
-def _page_problems(path: str, page: object) -> Iterator[str]:
-    if not _is_mapping(page) or not page:
-        yield f"{path}.what: found page, and there is none. Write rig_webui, or remove the entry."
-    elif _mapping(page).get("auth") is False:
-        yield (
-            f"{path}.what: found page, and rig_webui.auth is false: whoever reaches the page would be its "
-            "administrator. Write auth: true, or remove the entry."
-        )
 
 
 def _nothing(_variables: Mapping[str, object]) -> Iterator[str]:
