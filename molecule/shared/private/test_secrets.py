@@ -18,7 +18,7 @@ from testinfra.host import Host
 
 SOURCE = Path(secrets_search.__file__)
 # What only -vvv and diffs show.
-VERBOSE = ("TASK [", "invocation:", "--- before", " EXEC ")
+VERBOSE = ("TASK [", "invocation:", "--- before", " EXEC")
 
 
 def told() -> list[Path]:
