@@ -1,7 +1,7 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Who reaches the published port, tried from where; after the first runs, and once more after a boot."""
+"""Who reaches the published port, tried from where."""
 
 from __future__ import annotations
 
