@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -42,7 +41,10 @@ PLACES = (
     "/srv/compose",
 )
 OPEN_TO_ALL = "/tmp"
-LAYERS = "/var/lib/docker/overlay2"
+# Layers of images and what containers wrote, each once and not again as it is mounted; and what they printed.
+DOCKER = ("/var/lib/docker/overlay2", "/var/lib/docker/containers")
+MOUNTED = ("merged", "work")
+DOCKERS_OWN = ("config.v2.json", "hostconfig.json")  # root's alone; the environment of a container stands in it
 CONTENT_MOST_BYTES = 1 << 28
 
 
@@ -87,8 +89,7 @@ def texts() -> Iterator[tuple[str, bytes]]:
 def trees(paths: dict[str, str]) -> list[str]:
     """Folders to search, none of them inside another one."""
     tops = {*PLACES, *(path for name, path in paths.items() if name not in LEFT_OUT)}
-    if Path(LAYERS).is_dir():
-        tops.add(LAYERS)
+    tops.update(folder for folder in DOCKER if Path(folder).is_dir())
     return sorted(top for top in tops if not any(top != other and top.startswith(f"{other}/") for other in tops))
 
 
@@ -97,8 +98,12 @@ def files(paths: dict[str, str]) -> Iterator[Path]:
     left_out = {path for name, path in paths.items() if name in LEFT_OUT}
     for top in trees(paths):
         for folder, names, leaves in os.walk(top):
+            in_layers = Path(folder).parent == Path(DOCKER[0])
             names[:] = [name for name in names if f"{folder}/{name}" not in left_out]
+            names[:] = [name for name in names if not (in_layers and name in MOUNTED)]
             for leaf in leaves:
+                if folder.startswith(DOCKER[1]) and leaf in DOCKERS_OWN:
+                    continue
                 path = Path(folder, leaf)
                 with suppress(OSError):
                     seen = path.lstat()
@@ -139,7 +144,6 @@ def main(paths: dict[str, str]) -> dict[str, object]:
                 known.setdefault(value.encode(), str(path))
     mine = secrets.token_urlsafe(32)
     spots = planted(paths, mine)
-    pattern = re.compile(b"|".join(re.escape(value) for value in [*known, mine.encode()]))
     data = [*Path("/dev/shm").glob("gpurig-open-webui-*")]
     data += [Path(paths["state"], "open_webui")] if "state" in paths else []
     wrong, found, searched = [], [], 0
@@ -147,12 +151,12 @@ def main(paths: dict[str, str]) -> dict[str, object]:
         contents = ((str(path), path) for path in files(paths) if path not in kept and not is_private(path, data))
         for where, content in [*texts(), *contents]:
             try:
-                seen = set(pattern.findall(content if isinstance(content, bytes) else content.read_bytes()))
+                text = content if isinstance(content, bytes) else content.read_bytes()
             except OSError:
                 continue
             searched += 1
-            found += [where] if mine.encode() in seen else []
-            wrong += [f"{known[value]} is in {where}" for value in seen if value in known]
+            found += [where] if mine.encode() in text else []
+            wrong += sorted({f"{path} is in {where}" for value, path in known.items() if value in text})
     finally:
         for path in spots.values():
             path.unlink(missing_ok=True)

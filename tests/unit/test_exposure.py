@@ -55,7 +55,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     (tmp_path / "state/open_webui").mkdir(mode=0o700)
     monkeypatch.setattr(secrets_search, "PLACES", (str(tmp_path),))
     monkeypatch.setattr(secrets_search, "OPEN_TO_ALL", str(tmp_path))
-    monkeypatch.setattr(secrets_search, "LAYERS", str(tmp_path / "layers"))
+    monkeypatch.setattr(secrets_search, "DOCKER", (str(tmp_path / "layers"), str(tmp_path / "containers")))
     monkeypatch.setattr(secrets_search, "texts", lambda: iter([("command line of 1", b"serve\0--port")]))
     monkeypatch.setattr(secrets_search.shutil, "which", lambda _name: None)
     chat = Path(paths["secrets"], "chat.env")
@@ -88,10 +88,13 @@ def test_secrets_in_their_own_files_are_fine(host: dict[str, str]) -> None:
         ("log/chat.log", "started with chat-key-chat", "secrets/chat.env"),
         ("config/compose.yml", "password: pass@word", "secrets/chat.env"),
         ("state/record.json", "private-lines", "state/far.key"),
+        ("layers/0a1b/diff/app/env", "chat-key-chat", "secrets/chat.env"),
+        ("containers/0a1b/0a1b-json.log", "chat-key-chat", "secrets/chat.env"),
     ],
 )
 def test_a_secret_elsewhere_is_found(host: dict[str, str], place: str, text: str, secret: str) -> None:
     top = Path(host["log"]).parent
+    (top / place).parent.mkdir(parents=True, exist_ok=True)
     (top / place).write_text(text, encoding="utf-8")
     assert secrets_search.main(host)["wrong"] == [f"{top / secret} is in {top / place}"]
 
