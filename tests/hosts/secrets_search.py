@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -44,6 +45,7 @@ OPEN_TO_ALL = "/tmp"
 # Layers of images and what containers wrote, each once and not again as it is mounted; and what they printed.
 DOCKER = ("/var/lib/docker/overlay2", "/var/lib/docker/containers")
 MOUNTED = ("merged", "work")
+CREDENTIALS = r"/run/credentials/gpurig-[^/]+\.service/"
 DOCKERS_OWN = ("config.v2.json", "hostconfig.json")  # root's alone; the environment of a container stands in it
 CONTENT_MOST_BYTES = 1 << 28
 
@@ -98,6 +100,9 @@ def files(paths: dict[str, str]) -> Iterator[Path]:
     left_out = {path for name, path in paths.items() if name in LEFT_OUT}
     for top in trees(paths):
         for folder, names, leaves in os.walk(top):
+            if "CACHEDIR.TAG" in leaves:  # of packages, as uv's
+                names.clear()
+                continue
             in_layers = Path(folder).parent == Path(DOCKER[0])
             names[:] = [name for name in names if f"{folder}/{name}" not in left_out]
             names[:] = [name for name in names if not (in_layers and name in MOUNTED)]
@@ -112,7 +117,11 @@ def files(paths: dict[str, str]) -> Iterator[Path]:
 
 
 def is_private(path: Path, data: list[Path]) -> bool:
-    """Whether it lies in the page's data, which nobody but the page's user may enter."""
+    """Whether it lies in the page's data, which nobody but the page's user may enter, or is what systemd gives to a
+    service (LoadCredential=), whose group bits are the mask of an access list for the service's user.
+    """
+    if re.match(CREDENTIALS, str(path)):
+        return path.stat().st_mode & 0o007 == 0 and path.parent.stat().st_mode & 0o007 == 0
     return any(folder in path.parents and stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in data)
 
 
