@@ -66,8 +66,9 @@ HOST_PACKAGES = (
     *("mmdebstrap", "busybox-static", "patchelf", "openssh-client", "git", "ca-certificates", "debian-archive-keyring"),
     "gnupg",
 )
+BROWSER_PACKAGES = ("chromium", "chromium-driver")
 # A browser for the page and a database, an ssh server for the tunnel.
-E2E_PACKAGES = (*HOST_PACKAGES, "chromium", "chromium-driver", "openssh-server", "postgresql")
+E2E_PACKAGES = (*HOST_PACKAGES, *BROWSER_PACKAGES, "openssh-server", "postgresql")
 
 
 @dataclass
@@ -701,7 +702,8 @@ def molecule(extra: list[str]) -> Outcome:
     chosen = [name for name in scenarios if not extra or name in extra]
     if not is_root_on_debian():
         return Outcome(skips=[(name, "needs root and Debian: it starts hosts in containers") for name in chosen])
-    if chosen and (problem := install_packages(HOST_PACKAGES)):
+    browser = BROWSER_PACKAGES if any("molecule_browser" in inventory_of(name) for name in chosen) else ()
+    if chosen and (problem := install_packages((*HOST_PACKAGES, *browser))):
         return Outcome(failures=[problem])
     outcome = Outcome()
     for name in [name for name in chosen if "molecule_tiny_model" in inventory_of(name) and not has_torch_cpu()]:

@@ -40,9 +40,10 @@ except urllib.error.HTTPError as error:
 
 
 def instances() -> list[dict[str, Any]]:
-    """What the inventory of the scenario that is tested wants to run on every host."""
+    """What the inventory of the scenario that is tested wants to run, on every host or on one."""
     text = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "inventory.yml").read_text(encoding="utf-8")
-    return list(yaml.safe_load(text)["all"]["children"]["instances"]["vars"]["rig_instances"])
+    group = yaml.safe_load(text)["all"]["children"]["instances"]
+    return [one for place in (group["vars"], *group["hosts"].values()) for one in place.get("rig_instances", [])]
 
 
 def open_on_purpose(host: Host) -> dict[str, str]:

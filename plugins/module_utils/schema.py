@@ -174,6 +174,16 @@ def _sha256_advice(value: str, siblings: Mapping[str, object]) -> str:
     return f"It has {len(value)} characters." if len(value) != 64 else _small_letters(value)
 
 
+def _host_key_advice(value: str, siblings: Mapping[str, object]) -> str:
+    if re.match(r"\S+ (ssh-|ecdsa-)", value):
+        return "Leave out the address in front."
+    node = siblings.get("host")
+    name = node if isinstance(node, str) and node else "NODE"
+    return (
+        f"Read it with: ansible {name} -i INVENTORY -m ansible.builtin.raw -a 'cat /etc/ssh/ssh_host_ed25519_key.pub'"
+    )
+
+
 def _repo_advice(value: str, _siblings: Mapping[str, object]) -> str:
     return "Leave out the address of the hub: only organisation and name." if "://" in value else ""
 
@@ -196,9 +206,12 @@ FORMS: Final[Mapping[str, Form]] = MappingProxyType(
             _name_advice,
         ),
         "host_key": Form(
-            "a host key such as 'ssh-ed25519 AAAA...', as 'ssh-keyscan -t ed25519 ADDRESS' prints it after the address",
-            _matches(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{60,}={0,3}"),
+            "the content of the node's /etc/ssh/ssh_host_ed25519_key.pub: 'ssh-ed25519 AAAA...'",
+            _matches(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(256|384|521)) [A-Za-z0-9+/]{60,}={0,3}( [^\n]*)?"),
+            _host_key_advice,
         ),
+        "address": Form("a name or an address, without a port", _matches(r"[A-Za-z0-9][A-Za-z0-9._:-]*")),
+        "user": Form("a user's name", _matches(r"[A-Za-z_][A-Za-z0-9_.-]*")),
         "api": Form(
             "the base URL of an OpenAI-compatible API that ends in /v1, without a key in it",
             _matches(r"https?://[^\s/@?#]+(/[^\s@?#]*)?/v1"),
@@ -584,6 +597,9 @@ SCHEMA: Final[Mapping[str, Field]] = MappingProxyType(
                     "instance": Field(TEXT, "an instance of that host", required=True, form="name"),
                     "port": Field(WHOLE, "on 127.0.0.1 here", required=True, low=1, high=65535),
                     "host_key": Field(TEXT, "the node's host key", required=True, form="host_key"),
+                    "address": Field(TEXT, "the node's as seen from here; Ansible's by default", form="address"),
+                    "ssh_port": Field(WHOLE, "likewise", low=1, high=65535),
+                    "user": Field(TEXT, "who signs in there, likewise", form="user"),
                 },
             ),
         ),
@@ -707,7 +723,8 @@ def _mapping_problems(path: str, schema: Field, value: Mapping[object, object]) 
     for key in applying:
         part = schema.keys[key]
         if part.required and key not in siblings and key not in meant and (decided or not part.applies):
-            yield f"{path}.{key}: missing, needed {_needed(part)} ({part.means})."
+            advice = _spaced(FORMS[part.form].advice("", siblings)) if part.form else ""
+            yield f"{path}.{key}: missing, needed {_needed(part)} ({part.means}).{advice}"
 
 
 def _names_problems(path: str, schema: Field, value: Mapping[object, object]) -> Iterator[str]:

@@ -85,6 +85,7 @@ version:
 """
 
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import PageError, read_secret
@@ -93,7 +94,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
     DatabaseError,
     Sqlite,
     Store,
-    act_as_owner,
+    acting_as_owner,
     back_up,
     backups,
     note_version,
@@ -141,6 +142,21 @@ def there(store: Store, environment: Path, check: bool) -> bool:
     return store.exists()
 
 
+def done(store: Store, params: dict[str, Any], check: bool) -> dict[str, Any]:
+    """Do what is asked and return it as the module does. Raises DatabaseError, OSError, PageError."""
+    data_dir, environment = Path(params["data_dir"]), Path(params["environment_dir"])
+    if not there(store, environment, check):
+        if params["state"] == "ready" and not check:
+            note_version(data_dir, store, package_version(environment))
+        return {"changed": False, "backup": "", "version": "", "diff": {"before": "", "after": ""}}
+    if params["state"] == "ready":
+        copy, before, after = ready(store, data_dir, environment, params["keep"], check)
+    else:
+        copy, before, after = restored(store, data_dir, params["backup"], check)
+    diff = {"before": f"last used by {before}\n", "after": f"last used by {after}\n"}
+    return {"changed": bool(copy), "backup": copy, "version": before, "diff": diff}
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -158,22 +174,13 @@ def main() -> None:
     try:
         url = read_secret(params["secrets_file"], "DATABASE_URL") if params["secrets_file"] else ""
         store: Store = store_of(url, environment) if url else Sqlite(data_dir / DATABASE)
-        if data_dir.is_dir():
-            act_as_owner(data_dir)
-        if not there(store, environment, module.check_mode):
-            if params["state"] == "ready" and not module.check_mode:
-                note_version(data_dir, store, package_version(environment))
-            module.exit_json(changed=False, backup="", version="", diff={"before": "", "after": ""})
-        if params["state"] == "ready":
-            copy, before, after = ready(store, data_dir, environment, params["keep"], module.check_mode)
-        else:
-            copy, before, after = restored(store, data_dir, params["backup"], module.check_mode)
+        with acting_as_owner(data_dir):
+            result = done(store, params, module.check_mode)
     except (DatabaseError, PageError) as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}. Run as the directory's owner or as root.")
-    diff = {"before": f"last used by {before}\n", "after": f"last used by {after}\n"}
-    module.exit_json(changed=bool(copy), backup=copy, version=before, diff=diff)
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
     Sqlite,
     Store,
     User,
-    act_as_owner,
+    acting_as_owner,
     upgrade_problem,
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_postgres import store_of
@@ -172,9 +172,8 @@ def looked(params: dict[str, Any], check: bool) -> dict[str, Any]:
     result = {"problems": [], "database": store.in_words, "users": 0, "notes": notes(params, store)}
     if url and check and not environment.exists():
         return result
-    if data_dir.is_dir():
-        act_as_owner(data_dir)
-    problems, users = database_problems(store, params)
+    with acting_as_owner(data_dir):
+        problems, users = database_problems(store, params)
     return {**result, "problems": problems, "users": users}
 
 

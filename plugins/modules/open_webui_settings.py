@@ -117,7 +117,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import EngineError, read_key
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, enter
-from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import act_as_owner, note, read_record
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import acting_as_owner, note, read_record
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_settings import (
     CHAT,
     Connection,
@@ -182,8 +182,8 @@ def main() -> None:
                 names = ", ".join(change.name for change in left)
                 module.fail_json(msg=f"{params['url']} did not keep what it was told: {names}")
         if owned != ours and data_dir.is_dir() and not module.check_mode:
-            act_as_owner(data_dir)
-            note(data_dir, **{OURS: ours})
+            with acting_as_owner(data_dir):
+                note(data_dir, **{OURS: ours})
     except PageError as error:
         if module.check_mode and not error.status:
             module.exit_json(changed=True, changes=[], diff={"before": "", "after": "set when the page runs\n"})

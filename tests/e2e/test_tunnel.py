@@ -276,6 +276,7 @@ class Homes:
     def __init__(self, place: Path, node: Node) -> None:
         self.place, self.node = place, node
         self.port = free_port()
+        self.reached: dict[str, Any] = {}  # how Ansible reaches the node, where that is not as the tunnel does
         self.box = Sandbox(place / "home", self.port, place)
         secrets = place / "away" / "etc" / "secrets"
         secrets.mkdir(parents=True)
@@ -290,10 +291,13 @@ class Homes:
         home = {"rig_root": str(self.box.root), "rig_tunnels": [{**one, **tunnel}]}
         home |= {"tunnel_authorized_keys": str(self.node.authorized), "tunnel_start_timeout_s": 15}
         node = {**where, "rig_root": str(self.place / "away"), "rig_instances": instances}
-        hosts = {"home": {**local, **home}, "node": {**local, **node}}
+        hosts = {"home": {**local, **home}, "node": {**local, **node, **self.reached}}
         (self.place / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
+        return self.play(self.place / "play.yml", *more)
+
+    def play(self, playbook: Path, *more: str) -> Result:
         program = str(Path(sys.executable).with_name("ansible-playbook"))
-        command = [sys.executable, program, str(self.place / "play.yml"), "-i", str(self.place / "hosts.yml"), *more]
+        command = [sys.executable, program, str(playbook), "-i", str(self.place / "hosts.yml"), *more]
         began = time.monotonic()
         done = subprocess.run(
             command,
@@ -311,6 +315,17 @@ class Homes:
         return Result(done.returncode, done.stdout + recap, time.monotonic() - began)
 
 
+def may_nothing_else(keys: Path, node: Node) -> bool:
+    """Whether the tunnel's key neither runs a command nor opens or listens on another port of the node."""
+    options = ["-F", "none", "-o", "BatchMode=yes", "-o", "HostKeyAlias=node", "-o", "ExitOnForwardFailure=yes"]
+    options += ["-o", f"UserKnownHostsFile={keys / 'far.known_hosts'}", "-i", str(keys / "far.key")]
+    ssh = ["timeout", "10", "ssh", *options, "-p", str(node.ssh_port), f"{USER}@127.0.0.1"]
+    more = (["echo", "ran"], ["-W", f"127.0.0.1:{node.ssh_port}"], ["-N", "-R", f"127.0.0.1:{free_port()}:127.0.0.1:9"])
+    done = [subprocess.run([*ssh, *words], check=False, capture_output=True, text=True) for words in more]
+    assert [one.returncode for one in done] == [1, 255, 255], done
+    return "ran" not in done[0].stdout and "prohibited" in done[1].stderr and "forwarding failed" in done[2].stderr
+
+
 def test_the_role(node: Node, tmp_path: Path) -> None:
     if node.process is None:
         node.start()
@@ -324,7 +339,9 @@ def test_the_role(node: Node, tmp_path: Path) -> None:
             key = tmp_path / "home" / "etc" / "secrets" / "tunnel-far.env"
             assert (key.read_text(), key.stat().st_mode & 0o777) == ("LLAMA_API_KEY=the-key-of-the-node\n", 0o600)
             assert "the-key-of-the-node" not in result.text
-            assert f'restrict,port-forwarding,permitopen="127.0.0.1:{first}" ssh-ed25519' in node.authorized.read_text()
+            rights = f'restrict,port-forwarding,permitopen="127.0.0.1:{first}",permitlisten="127.0.0.1:1"'
+            assert node.authorized.read_text().startswith(f'{rights},command="/bin/false" ssh-ed25519 ')
+            assert may_nothing_else(tmp_path / "home" / "etc" / "tunnels", node)
             again = homes.run(first)
             assert (again.rc, again.changed) == (0, 0), again.changed_tasks
             pid = homes.box.services()["tunnel-far"]["pid"]
@@ -332,8 +349,22 @@ def test_the_role(node: Node, tmp_path: Path) -> None:
             assert moved.rc == 0, moved.text[-5000:]
             wait_for(lambda: answer(homes.port) == "second", 20, "the moved engine")
             assert homes.box.services()["tunnel-far"]["pid"] == pid, "the tunnel was restarted"
+            assert node.authorized.read_text().count("ssh-ed25519") == 1
+            assert f" gpurig tunnel far of home{chr(10)}" in node.authorized.read_text()
             nowhere = homes.run(second, instance="chatt")
             assert nowhere.rc != 0
             assert "Instances there: chat" in nowhere.text
+            homes.reached = {"ansible_connection": "ssh", "ansible_port": free_port()}
+            silent = homes.run(second, "--limit", "home", ssh_port=node.ssh_port)
+            assert (silent.rc, silent.changed) == (0, 0), silent.text[-5000:]
+            assert "node does not answer now, so the tunnel far stays as it was" in silent.text
+            assert answer(homes.port) == "second"
+            homes.reached = {}
+            limited = homes.run(second, "--limit", "home")
+            assert (limited.rc, limited.changed) == (0, 0), limited.changed_tasks
+            removed = homes.play(CHECKOUT / "playbooks" / "uninstall.yml", "-e", '{"rig_tool_args": ["--yes"]}')
+            assert removed.rc == 0, removed.text[-5000:]
+            assert not listens(homes.port)
+            assert (node.authorized.read_text(), list(homes.box.root.rglob("*far*"))) == ("", [])
     finally:
         homes.box.end()

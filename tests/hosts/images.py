@@ -60,6 +60,7 @@ class Sort:
     changes: tuple[str, ...] = ()
 
 
+POD = ("ca-certificates", "iproute2", "libnuma1", "procps", "python3", "python3-venv")
 SORTS = {
     # With an ordinary user and else only what a test asks for.
     "bare": Sort(hooks=(f'chroot "$1" useradd --create-home --shell /bin/bash {OWNER}',)),
@@ -75,7 +76,9 @@ SORTS = {
         (f'CMD ["/{INIT.name}"]', "STOPSIGNAL SIGRTMIN+3"),
     ),
     # What the images of providers have: no init, a Python that can make environments, and what torch's programs link.
-    "pod": Sort(("ca-certificates", "iproute2", "libnuma1", "procps", "python3", "python3-venv")),
+    "pod": Sort(POD),
+    # The same, reached by ssh from outside, with host keys made when it starts.
+    "rented": Sort((*POD, "openssh-server"), ('rm -f "$1"/etc/ssh/ssh_host_*',)),
 }
 
 

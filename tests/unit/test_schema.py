@@ -71,6 +71,14 @@ rig_webui:
   volume: open-webui
 rig_tunnels:
   - {{name: far, host: pod1, instance: chat, port: 18000, host_key: ssh-ed25519 {"A" * 68}}}
+  - name: other
+    host: pod1
+    instance: chat
+    port: 18001
+    host_key: ssh-ed25519 {"A" * 68} root@pod1
+    address: 2001:db8::7
+    ssh_port: 40022
+    user: ubuntu
 rig_publish:
   - {{what: page, how: lan, consent: true, from: [192.168.1.0/24, 10.9.8.7, "fd00::/8"]}}
 rig_capabilities: {{can_set_power: true, can_reboot: false}}
@@ -292,7 +300,22 @@ CASES: list[tuple[Any, ...]] = [
     ("rig_instances/1/name", "open-webui", "rig_instances[1].name: 'open-webui' means the page of rig_webui."),
     ("rig_tunnels/0/port", 8001, "rig_tunnels[0].port: the port '8001' is already used by rig_instances[0].port."),
     ("rig_tunnels/0/port", 8090, "rig_tunnels[0].port: the port '8090' is already used by rig_webui.port."),
-    ("rig_tunnels/0/host_key", "SHA256:abc", "rig_tunnels[0].host_key: found", "ssh-keyscan"),
+    (
+        "rig_tunnels/0/host_key",
+        "SHA256:abc",
+        "rig_tunnels[0].host_key: found",
+        "Read it with: ansible pod1 -i INVENTORY",
+    ),
+    ("rig_tunnels/0/host_key", ..., "rig_tunnels[0].host_key: missing", "cat /etc/ssh/ssh_host_ed25519_key.pub'"),
+    (
+        "rig_tunnels/0/host_key",
+        f"[192.0.2.7]:40022 ssh-ed25519 {'A' * 68}",
+        "rig_tunnels[0].host_key: found",
+        "Leave out the address in front.",
+    ),
+    ("rig_tunnels/0/address", "192.0.2.7 -p 40022", "rig_tunnels[0].address: found", "without a port"),
+    ("rig_tunnels/0/ssh_port", 70000, "rig_tunnels[0].ssh_port: found", "from 1 to 65535"),
+    ("rig_tunnels/0/user", "-oProxyCommand=x", "rig_tunnels[0].user: found", "a user's name"),
     ("rig_tunnels/0/name", "Far", "rig_tunnels[0].name: found the text 'Far', needed a name", "Did you mean far?"),
     # cards and roles
     (
