@@ -10,7 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from ansible_collections.gpurig.llm.molecule.shared.rig import Rig, instances
+from ansible_collections.gpurig.llm.molecule.shared.rig import ONLY_ON, Rig, instances
 from testinfra.host import Host
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
@@ -26,6 +26,17 @@ def rig(host: Host) -> Rig:
 def instance(request: pytest.FixtureRequest) -> dict[str, object]:
     """Each instance of the scenario's inventory."""
     return dict(request.param)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ask each host about its own instances only."""
+
+    def belongs(item: pytest.Item) -> bool:
+        values = getattr(item, "callspec", None)
+        owner = values.params.get("instance", {}).get(ONLY_ON) if values else None
+        return owner is None or bool(values.params["_testinfra_host"].backend.get_hostname() == owner)
+
+    items[:] = [item for item in items if belongs(item)]
 
 
 class ByHost(LoadScopeScheduling):

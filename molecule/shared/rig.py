@@ -17,6 +17,7 @@ import yaml
 from ansible_collections.gpurig.llm.tests.tiny_model import make
 from testinfra.host import Host
 
+ONLY_ON = "only_on"  # the host of an instance that is not on every host
 HOST_JSON = ("/etc/gpurig/host.json", "/workspace/gpurig/etc/host.json")
 # A question that each model of ours can answer, and a word of the answer.
 QUESTIONS = {
@@ -43,7 +44,9 @@ def instances() -> list[dict[str, Any]]:
     """What the inventory of the scenario that is tested wants to run, on every host or on one."""
     text = Path(os.environ["MOLECULE_SCENARIO_DIRECTORY"], "inventory.yml").read_text(encoding="utf-8")
     group = yaml.safe_load(text)["all"]["children"]["instances"]
-    return [one for place in (group["vars"], *group["hosts"].values()) for one in place.get("rig_instances", [])]
+    own = {name: host.get("rig_instances", []) for name, host in group["hosts"].items() if host}
+    everywhere = list(group["vars"].get("rig_instances", []))
+    return everywhere + [{**one, ONLY_ON: name} for name, entries in own.items() for one in entries]
 
 
 def open_on_purpose(host: Host) -> dict[str, str]:

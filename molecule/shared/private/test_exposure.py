@@ -53,7 +53,8 @@ def tried(host: Host) -> dict[str, list[int]]:
     Addresses behind the host, of its own containers' bridges say, are tried by a neighbour who has a route to them.
     """
     name = host.backend.get_hostname()
-    near = asked("podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", name)
+    own = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+    near = asked("podman", "inspect", "--format", own, name)
     bridge = json.loads(asked("ip", "-json", "route", "get", near))[0]["dev"]
     known = exposure.addresses(json.loads(host.check_output("ip -json address show")))
     (interface,) = [interface for interface, address in known if address == near]
