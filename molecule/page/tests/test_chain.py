@@ -81,8 +81,12 @@ class Chain:
 
 
 @pytest.fixture(scope="module")
-def chain() -> Chain:
-    return Chain(*(Rig.of(testinfra.get_host(f"podman://{name}")) for name in (HOME, POD)))
+def chain() -> Iterator[Chain]:
+    """The pod is left with its ssh server where the inventory says."""
+    made = Chain(*(Rig.of(testinfra.get_host(f"podman://{name}")) for name in (HOME, POD)))
+    yield made
+    made.pod.host.run("kill -9 $(pgrep sshd)")
+    start_sshd(made.pod.host, PORT)
 
 
 def main_pid(host: Host, unit: str) -> str:
