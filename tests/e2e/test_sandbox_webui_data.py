@@ -73,7 +73,8 @@ class Rig:
         # As from a vault: a password is text, whatever is in it.
         secret = {"open_webui_postgres_password": {"__ansible_unsafe": password}} if page is None else {}
         variables = {"rig_instances": [], "rig_webui": {"port": self.port, **wanted}, **secret, **variables}
-        return self.box.run("site.yml", *more, **variables)
+        playbook = "playbooks/page.yml" if self.secrets_file.exists() else "site.yml"
+        return self.box.run(playbook, *more, **variables)
 
     def secret(self, name: str) -> str:
         lines = self.secrets_file.read_text(encoding="utf-8").splitlines()
