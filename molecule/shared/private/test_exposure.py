@@ -52,26 +52,29 @@ def tried(host: Host) -> dict[str, list[int]]:
 
     Addresses behind the host, of its own containers' bridges say, are tried by a neighbour who has a route to them.
     """
-    name = host.backend.get_hostname()
-    own = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
-    near = asked("podman", "inspect", "--format", own, name)
-    bridge = json.loads(asked("ip", "-json", "route", "get", near))[0]["dev"]
+    networks = json.loads(asked("podman", "inspect", "--format", "{{json .NetworkSettings.Networks}}", name_of(host)))
+    near = {network["IPAddress"]: name for name, network in networks.items()}
     known = exposure.addresses(json.loads(host.check_output("ip -json address show")))
-    (interface,) = [interface for interface, address in known if address == near]
+    bridges = {
+        interface: json.loads(asked("ip", "-json", "route", "get", address))[0]["dev"]
+        for interface, address in known
+        if address in near
+    }
     found, behind = {}, []
-    for where, address in known:
+    for interface, address in known:
         local = address.startswith("fe80:")
-        if where == interface:
-            found[address] = exposure.scan(f"{address}%{bridge}" if local else address)
+        if interface in bridges:
+            found[address] = exposure.scan(f"{address}%{bridges[interface]}" if local else address)
         elif not local:  # that is nobody's but its own link's
             behind.append(address)
-    return {**found, **(from_a_neighbour(name, near, behind) if behind else {})}
+    return {**found, **(from_a_neighbour(host, next(iter(near.items())), behind) if behind else {})}
 
 
-def from_a_neighbour(name: str, near: str, behind: list[str]) -> dict[str, list[int]]:
-    """The same from another host of the network, which sends what is for these addresses to this host."""
-    image = asked("podman", "inspect", "--format", "{{.Image}}", name)
-    neighbour = asked("podman", "run", "--detach", "--rm", image, "sleep", "300")
+def from_a_neighbour(host: Host, place: tuple[str, str], behind: list[str]) -> dict[str, list[int]]:
+    """The same from another host, which sends what is for these addresses to this one. `place`: address, network."""
+    near, network = place
+    image = asked("podman", "inspect", "--format", "{{.Image}}", name_of(host))
+    neighbour = asked("podman", "run", "--detach", "--rm", "--network", network, image, "sleep", "300")
     try:
         pid = asked("podman", "inspect", "--format", "{{.State.Pid}}", neighbour)
         there = ("nsenter", "--target", pid, "--net")
@@ -80,6 +83,11 @@ def from_a_neighbour(name: str, near: str, behind: list[str]) -> dict[str, list[
         return dict(json.loads(asked(*there, sys.executable, str(Path(exposure.__file__)), *behind)))
     finally:
         asked("podman", "rm", "--force", "--time", "0", neighbour)
+
+
+def name_of(host: Host) -> str:
+    """The container's name."""
+    return str(host.backend.get_hostname())
 
 
 def listed(host: Host) -> set[str]:
