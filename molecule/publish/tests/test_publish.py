@@ -15,6 +15,7 @@ from ansible_collections.gpurig.llm.tests.hosts import exposure
 from testinfra.host import Host
 
 PAGE, ENGINE = 8080, 8000
+TABLE_FILE = "/etc/gpurig/firewall.nft"
 STRANGER = "198.51.100.7"  # of a documentation network (RFC 5737), so nobody's
 BY_UFW, BY_TABLE = "gpurig-publish-bookworm", "gpurig-publish-trixie"
 # Run on a host: whether an address and port accept, from an address of ours.
@@ -72,9 +73,19 @@ def test_the_page_and_nothing_else_is_reached_from_here(host: Host, name: str) -
 
 
 def test_the_page_does_not_start_without_its_rule(host: Host, name: str) -> None:
-    """Where a unit loads it."""
+    """Where a unit loads it: it ends with that unit, and stays down while the rule cannot be loaded."""
     needs = host.check_output("systemctl show --property=Requires gpurig-open-webui")
     assert ("gpurig-firewall.service" in needs) == (name == BY_TABLE)
+    if name != BY_TABLE:
+        return
+    host.check_output("systemctl stop gpurig-firewall && mv %s /root/kept.nft && echo x > %s", TABLE_FILE, TABLE_FILE)
+    try:
+        assert not host.service("gpurig-open-webui").is_running
+        assert host.run("systemctl start gpurig-open-webui").rc != 0
+        assert not host.service("gpurig-open-webui").is_running
+    finally:
+        host.check_output("mv /root/kept.nft %s && systemctl start gpurig-open-webui", TABLE_FILE)
+    wait("the page listens", lambda: f":{PAGE} " in host.check_output("ss -Htln"))
 
 
 def test_an_address_that_was_not_named_is_kept_out(name: str) -> None:
