@@ -74,7 +74,7 @@ def compose(
         "healthcheck": {"disable": True},
         "stop_grace_period": f"{stop_timeout_s}s",
         # The log goes to the journal. Compose may read it back from here, so it cannot be none.
-        "logging": {"driver": "local", "options": {"max-size": "1m", "max-file": "1"}},
+        "logging": {"driver": "local", "options": {"max-size": "1m", "max-file": "1", "compress": "false"}},
     }
     volumes = {"data": {"external": True, "name": volume}} if volume else {}
     return {"services": {"open-webui": service}, **({"volumes": volumes} if volumes else {})}
