@@ -30,9 +30,8 @@ from ansible_collections.gpurig.llm.tests.hosts.images import HostError, make_im
 
 LOCK = ROOT / "roles/open_webui/files/webui.lock"
 NAME = "open-webui/open-webui"
-# A real release before that of the lock, and its wheel's hash as the package index has it.
-EARLIER = "0.12.3"
-EARLIER_LINE = f"open-webui=={EARLIER} --hash=sha256:6d716039a5c15ecdb1db12f99dd9c79ea5c86d3d7bbd9a67054dd26f1f534747\n"
+EARLIER = "0.12.0"  # the last release with fewer migrations than the one that is locked
+EARLIER_SHA256 = "27da8c9b8228bf72b12ac3fe18ac16a129fa636cbd6352d5bdb6396e1e7f97fd"  # wheel, from the package index
 START = """#!/usr/bin/env bash
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit
 PORT="${PORT:-8080}"
@@ -75,6 +74,23 @@ def install(requirements: Path, target: Path, python: Path, *more: str) -> None:
     """Put packages into a folder, compiled, as the locks have them."""
     words = [uv(), "pip", "install", "--quiet", "--no-deps", "--require-hashes", "--compile-bytecode", *more]
     run(*words, "--python", python, "--target", target, "--requirement", requirements)
+
+
+def earlier_packages(place: Path) -> Path:
+    """A requirements file with what the earlier release needs and the lock has not, by hash. Raises HostError."""
+    source, overrides, made = place / "earlier.in", place / "overrides", place / "earlier.lock"
+    source.write_text(f"open-webui=={EARLIER}\n", encoding="utf-8")
+    overrides.write_text("torch ; sys_platform == 'never'\n", encoding="utf-8")
+    shutil.copy(LOCK, made)  # versions that fit stay
+    words = [uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes", "--universal"]
+    words += ["--python-version", "3.12", "--no-emit-package", "torch", "--no-emit-index-url"]
+    run(*words, "--overrides", overrides, "--output-file", made, source)
+    known, wanted = (re.split(r"\n(?=[A-Za-z])", path.read_text(encoding="utf-8")) for path in (LOCK, made))
+    more = [lines for lines in wanted if lines.strip() not in {have.strip() for have in known}]
+    if not any(EARLIER_SHA256 in lines for lines in more):
+        raise HostError(f"the index has another wheel of open-webui {EARLIER}")
+    made.write_text("\n".join(more) + "\n", encoding="utf-8")
+    return made
 
 
 def lay_out(packages: Path, app: Path) -> str:
@@ -124,16 +140,17 @@ def images(place: Path) -> dict[str, str]:
     app = place / "new/app"
     made[lay_out(packages, app)] = app.parent
     build(base, make_image("pod", "trixie"), "localhost/gpurig-webui-base", "COPY usr /usr\n")
-    line = place / "earlier.txt"
-    line.write_text(EARLIER_LINE, encoding="utf-8")
     earlier = place / "earlier"
     earlier.mkdir()
-    install(line, earlier / "packages", interpreter)
+    install(earlier_packages(place), earlier / "packages", interpreter)
     made[lay_out(earlier / "packages", earlier / "app")] = earlier
+    # Before those of the lock.
+    (earlier / "packages").rename(earlier / "app/packages")
     names = {}
     for release, folder in made.items():
         names[release] = f"localhost/gpurig-webui:{release}"
-        build(folder, "localhost/gpurig-webui-base", names[release], f"COPY app /app\n{SETTINGS}")
+        before = "ENV PYTHONPATH=/app/packages\n" if release == EARLIER else ""
+        build(folder, "localhost/gpurig-webui-base", names[release], f"COPY app /app\n{before}{SETTINGS}")
     return names
 
 
