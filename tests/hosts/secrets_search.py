@@ -73,6 +73,11 @@ def values_of(path: Path) -> Iterator[str]:
             yield from (password, urllib.parse.unquote(password))
 
 
+def has_journal() -> bool:
+    """Whether systemd runs here; its programs may be there without it."""
+    return Path("/run/systemd/system").exists() and shutil.which("systemd-cat") is not None
+
+
 def texts() -> Iterator[tuple[str, bytes]]:
     """(what it is, its content) of everything that is no file of these trees."""
     commands = {
@@ -80,7 +85,7 @@ def texts() -> Iterator[tuple[str, bytes]]:
         "journal": ["journalctl", "--no-pager", "--all", "--output", "export"],
     }
     for name, command in commands.items():
-        if Path("/run/systemd/system").exists():
+        if has_journal():
             yield name, subprocess.run(command, capture_output=True, check=False, timeout=60).stdout
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
@@ -135,7 +140,7 @@ def planted(paths: dict[str, str], value: str) -> dict[str, Path]:
     for name, path in spots.items():
         path.write_text(f"x={value}\n", encoding="utf-8")
         path.chmod(0o600 if name == "file of root" else 0o644)
-    if shutil.which("systemd-cat"):
+    if has_journal():
         subprocess.run(["systemd-cat"], input=value.encode(), check=True, timeout=20)
         subprocess.run(["journalctl", "--sync"], check=False, timeout=20)
     return spots
@@ -169,7 +174,7 @@ def main(paths: dict[str, str]) -> dict[str, object]:
     finally:
         for path in spots.values():
             path.unlink(missing_ok=True)
-    planted_in = [str(path) for path in spots.values()] + (["journal"] if shutil.which("systemd-cat") else [])
+    planted_in = [str(path) for path in spots.values()] + (["journal"] if has_journal() else [])
     return {
         "values": {value.decode(): path for value, path in known.items()},
         "wrong": sorted(wrong),
