@@ -62,7 +62,9 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests noted about hosts (rig.noted), once."""
+    """Print what tests noted about hosts (rig.noted), once and not where nobody reads it."""
+    if hasattr(terminalreporter.config, "workerinput"):
+        return
     for path in sorted(Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"]).glob("noted/*.txt")):
         terminalreporter.write(path.read_text(encoding="utf-8"))
         path.unlink()
