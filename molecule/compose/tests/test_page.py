@@ -31,7 +31,7 @@ def patterns(host: Host) -> str:
 
 def test_it_answers(host: Host) -> None:
     """A model of the host, through the page, and a question about a document."""
-    assert ask(host, "page.version()") == "0.12.0"
+    assert ask(host, "page.version()").startswith("0.12.")
     assert ask(host, "page.models()") == ["chat"]
     assert "Paris" in ask(host, f"page.chat('chat', {QUESTION!r})")
     with_document = f"page.chat('chat', 'Which colour?', (page.add_document('colour.txt', {DOCUMENT!r}),))"
