@@ -411,7 +411,8 @@ def logs(host: Host, name: str, lines: int, follow: bool) -> int:
     """Print the service's log."""
     spec = host.spec(name)
     if host.manager == "systemd":
-        command = ["journalctl", "--unit", systemd.unit_name(name), "--lines", str(lines), "--no-pager"]
+        # --all: Compose writes a control character before each line, for which journalctl would show "blob data".
+        command = ["journalctl", "--all", "--unit", systemd.unit_name(name), "--lines", str(lines), "--no-pager"]
         os.execvp(command[0], command + (["--follow"] if follow else []))  # noqa: S606
     path = log_path(host, name, spec)
     if not Path(path).exists() and not follow:

@@ -43,7 +43,7 @@ def test_what_the_container_may(host: Host) -> None:
     """Nothing that it does not need."""
     seen = inspected(host)
     limits = seen["HostConfig"]
-    owner = host.check_output("stat --format %%u:%%g /var/lib/gpurig/open_webui")
+    owner = host.check_output("stat --format %u:%g /var/lib/gpurig/open_webui")
     assert (seen["Config"]["User"], owner == "0:0") == (owner, False)
     assert (limits["ReadonlyRootfs"], limits["CapDrop"], limits["Privileged"]) == (True, ["ALL"], False)
     assert limits["SecurityOpt"] == ["no-new-privileges:true"]
