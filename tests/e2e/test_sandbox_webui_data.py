@@ -221,14 +221,12 @@ def test_in_memory_alone_and_without_sign_in(rig: Rig) -> None:
         page = enter(rig.url, "", str(rig.secrets_file))
         assert page.settings()["ui.enable_signup"] is False
         keep_a_chat(page, "Forgotten")
-        again = rig.run(page={"auth": False, "keep": False})
-        assert (again.rc, again.changed) == (0, 0), again.changed_tasks
         # As after a boot: nothing of it is there any more.
         assert rig.box.tool("stop", "open-webui").returncode == 0
         shutil.rmtree(memory)
         assert rig.box.tool("start", "open-webui").returncode == 0
         result = rig.run(page={"auth": False, "keep": False})
-        assert result.rc == 0, result.text[-6000:]
+        assert (result.rc, result.changed_tasks) == (0, ["Set what the inventory decides"]), result.text[-6000:]
         assert enter(rig.url, "", str(rig.secrets_file)).call("GET", "/api/v1/chats/?page=1") == []
     finally:
         rig.box.tool("stop", "open-webui")
