@@ -229,8 +229,11 @@ def registry_token(challenge: str) -> str:
         raise RegistryError(f"the registry wants {scheme or 'nothing known'} authentication; it is not public")
     query = {key: values[key] for key in ("service", "scope") if key in values}
     status, _headers, body = ask_registry(f"{values['realm']}?{urllib.parse.urlencode(query)}")
-    answer = json.loads(body) if status == 200 else {}
-    token = str(answer.get("token") or answer.get("access_token") or "")
+    try:
+        answer = json.loads(body) if status == 200 else {}
+    except ValueError as error:
+        raise RegistryError(f"{values['realm']} answers what is no JSON, so no token: {body[:80]!r}") from error
+    token = str(answer.get("token") or answer.get("access_token") or "") if isinstance(answer, dict) else ""
     if not token:
         raise RegistryError(f"{values['realm']} gave no token to nobody in particular: HTTP {status}")
     return token
@@ -239,7 +242,7 @@ def registry_token(challenge: str) -> str:
 def image_digest(reference: str, scheme: str = "https") -> str:
     """Return the digest of the manifest that a tag names, calculated from what the registry sends.
 
-    Raises RegistryError, also when the registry itself says another digest.
+    Raises RegistryError, also when it is no manifest, or the registry itself says another digest or none.
     """
     found = _REFERENCE.fullmatch(reference)
     if not found:
@@ -250,8 +253,11 @@ def image_digest(reference: str, scheme: str = "https") -> str:
         status, headers, body = ask_registry(url, registry_token(headers.get("www-authenticate", "")))
     if status != 200:
         raise RegistryError(f"{reference}: the registry answers HTTP {status}: {body[:200].decode(errors='replace')}")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind not in MANIFESTS:
+        raise RegistryError(f"{reference}: what came is {kind or 'of no type'} and no manifest. Is a proxy in between?")
     digest = f"sha256:{hashlib.sha256(body).hexdigest()}"
-    said = headers.get("docker-content-digest", digest)
+    said = headers.get("docker-content-digest", "no digest")
     if said != digest:
         raise RegistryError(f"{reference}: the registry says {said}, and what it sends has {digest}")
     return digest

@@ -24,7 +24,7 @@ from pathlib import Path
 from . import procfs, systemd
 from .budget import BudgetError, decide, parse_budget, recent
 from .gpu_model import Card, PciAddressError, normalize_pci
-from .memory_dir import MemoryDirError, make_memory_dir
+from .memory_dir import MemoryDirError, make_memory_dir, recorded
 from .services import (
     BROKEN_RECORD,
     EXIT_CONFIG,
@@ -509,6 +509,8 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
         sockets = [str(Path(socket_dir).parent)]
     else:
         sockets = []
+    # Chats that were not to be kept, and nothing else would remove them before the next boot.
+    memory = [found for name in host.names() if (found := recorded(read_json(host.record(name)) or {}))]
     config = [str(path) for path in sorted(Path(paths["config"]).iterdir()) if path.name != "host.json"]
     tool = [paths["envs"], paths["tool"], paths["bin"]]
     stray = [path for path in [*ours, *tool] if path != socket_dir and not _below(path, tops)]
@@ -521,13 +523,13 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
         for top in dict.fromkeys((paths["root"], paths["state"])):
             with contextlib.suppress(OSError):
                 data += [str(path) for path in sorted(Path(top).iterdir()) if str(path) not in known]
-    remove = [*units, *rules, *data, *ours, *config, *tool, here]
+    remove = [*units, *rules, *memory, *data, *ours, *config, *tool, here]
     remove = [path for path in dict.fromkeys(remove) if os.path.lexists(path)]
     if not purge:
         for top in dict.fromkeys((paths["root"], paths["state"])):
             with contextlib.suppress(OSError):
                 kept += [str(path) for path in sorted(Path(top).iterdir()) if not _covered(str(path), remove, tops)]
-    outside = [str(Path(rule).parent) for rule in rules]
+    outside = [str(Path(path).parent) for path in (*rules, *memory)]
     return Removal(tuple(remove), tuple(kept), (*tops, *sockets, host.unit_dir, *outside))
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from .building import readable_by_all
 from .services import write_text
 
 COMPOSE = "/usr/libexec/docker/cli-plugins/docker-compose"
@@ -33,7 +35,8 @@ _CAUSES = (
     (("no space left",), "the disk is full"),
     (
         ("no such host", "connection refused", "i/o timeout", "unreachable", "deadline exceeded", "TLS"),
-        "the registry cannot be reached. Check the network, a proxy, or rig_webui.image_prefix",
+        "the registry cannot be reached. Check the network, rig_webui.image_prefix, and the proxy: Docker's daemon takes its"
+        " own (proxies in container_engine_daemon), and neither this environment's nor rig_environment's",
     ),
 )
 
@@ -80,6 +83,14 @@ def _docker(*words: str, timeout_s: float = _QUICK_S, log: IO[str] | None = None
         raise ImageError(f"docker {words[0]} did not end within {timeout_s:.0f} s") from error
 
 
+def answers_now() -> bool:
+    """Whether there is a docker command, and its daemon answers."""
+    try:
+        return _docker("version", "--format", "{{.Server.Version}}").returncode == 0
+    except ImageError:
+        return False
+
+
 def _asked(*words: str, timeout_s: float = _QUICK_S) -> str:
     done = _docker(*words, timeout_s=timeout_s)
     if done.returncode:
@@ -120,7 +131,8 @@ def pull(image: Image, log_path: str) -> None:
     Raises ImageError.
     """
     log = Path(log_path)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    with readable_by_all():
+        log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w+", encoding="utf-8") as stream:
         done = _docker("pull", image.reference, timeout_s=_PULL_S, log=stream)
         stream.seek(0)
@@ -139,14 +151,15 @@ def ask(image: Image, program: Sequence[str]) -> str:
 
 
 def write_answer(image: Image, program: Sequence[str], path: Path) -> None:
-    """Write the JSON that the program prints. Raises ImageError when it is none."""
+    """Write the JSON object that the program prints, with what it was asked of. Raises ImageError when it is none."""
     answer = ask(image, program)
     try:
-        json.loads(answer)
-    except ValueError as error:
+        known = {**json.loads(answer), "reference": image.reference}
+    except (TypeError, ValueError) as error:
         raise ImageError(f"{image.reference}: is no image as was expected; it answered: {answer[:200]!r}") from error
-    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-    write_text(str(path), answer)
+    with readable_by_all():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(str(path), json.dumps(known, indent=2) + "\n")
 
 
 def mountpoint(volume: str) -> str:
@@ -158,23 +171,46 @@ def mountpoint(volume: str) -> str:
     return done.stdout.strip()
 
 
-def ours(repository: str, answers: Path) -> list[Image]:
-    """Return the images of the repository that we pulled: those that have an answer."""
-    return [
-        Image(repository, f"sha256:{path.parent.name}")
-        for path in sorted(answers.glob("*/*.json"))
-        if len(path.parent.name) == 64
-    ]
+def running_users(volume: str) -> list[str]:
+    """Return the names of the containers that run with the volume. Raises ImageError."""
+    return _asked("ps", "--filter", f"volume={volume}", "--format", "{{.Names}}").split()
+
+
+def has_container(name: str) -> bool:
+    """Whether there is a container of this name, running or not."""
+    return _docker("container", "inspect", "--format", "{{.Id}}", name).returncode == 0
+
+
+def remove_container(name: str) -> None:
+    """Remove the container; its volumes stay. Raises ImageError."""
+    _asked("rm", "--force", name)
+
+
+def answer_dir(image: Image, answers: Path) -> Path:
+    """Return the folder of what is known of the image: one for each reference, whatever registry it has."""
+    return answers / hashlib.sha256(image.reference.encode()).hexdigest()
+
+
+def ours(answers: Path) -> list[Image]:
+    """Return the images that we pulled, from any registry: those that have an answer. Raises ImageError."""
+    found = []
+    for path in sorted(answers.glob("*/*.json")):
+        try:
+            repository, _at, digest = json.loads(path.read_text(encoding="utf-8"))["reference"].partition("@")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ImageError(f"{path}: does not say of which image it is. Remove it, and the image by hand") from error
+        found.append(Image(repository, digest))
+    return found
 
 
 def drop(image: Image, answers: Path) -> bool:
     """Remove the image and its answer; False when something else still uses it."""
     if is_present(image) and _docker("image", "rm", image.reference).returncode:
         return False
-    shutil.rmtree(answers / image.digest.partition(":")[2], ignore_errors=True)
+    shutil.rmtree(answer_dir(image, answers), ignore_errors=True)
     return True
 
 
 def named_in(paths: Iterable[Path]) -> str:
-    """Return the text of the files, in which digests that are still needed stand."""
+    """Return the text of the files, in which the references that are still needed stand."""
     return "\n".join(path.read_text(encoding="utf-8", errors="replace") for path in paths)

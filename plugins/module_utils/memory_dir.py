@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -54,3 +56,17 @@ def make_memory_dir(path: str, mounts: Path = MOUNTS) -> None:
         raise MemoryDirError(f"{path} cannot be made: {error.strerror}") from error
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.geteuid() or state.st_mode & 0o077:
         raise MemoryDirError(f"{path} is not a folder that only we can read; see who made it, and remove it")
+
+
+def recorded(spec: Mapping[str, object]) -> str:
+    """Return the folder that the record of a service names, when it is there and has a name as we give; else ''."""
+    path = str(spec.get("memory_dir") or "")
+    return path if Path(path).name.startswith("gpurig-") and os.path.lexists(path) else ""
+
+
+def remove_memory_dir(path: str) -> None:
+    """Remove the folder and what is in it; of a link only the link. Raises OSError."""
+    if Path(path).is_dir() and not Path(path).is_symlink():
+        shutil.rmtree(path)
+    else:
+        Path(path).unlink(missing_ok=True)

@@ -16,11 +16,13 @@ description:
     it gets against the digest.
   - What a caller has to know of an image is asked of it once, in a container without network and rights, and kept.
   - Run from a playbook it says every few seconds how far a pull is.
+  - Docker's daemon pulls, so a proxy is that of the daemon's own settings (C(proxies) in C(container_engine_daemon));
+    the environment of this task does not matter.
 options:
   name:
-    description: Registry and repository, as in C(ghcr.io/open-webui/open-webui).
+    description: Registry and repository, as in C(ghcr.io/open-webui/open-webui). Needed with O(state=present).
     type: str
-    required: true
+    default: ""
   digest:
     description: C(sha256:) and 64 hex digits. Needed with O(state=present).
     type: str
@@ -28,8 +30,9 @@ options:
   state:
     description:
       - V(present) has the image.
-      - V(pruned) removes the images of O(name) that O(answers) knows and no file of O(needed_by) names. Images that
-        others pulled stay, and so does one that a container uses.
+      - V(pruned) removes the images that O(answers) knows, of whatever registry, and no file of O(needed_by) names.
+        Images that others pulled stay, and so does one that a container uses. O(container) is removed first. Where no
+        Docker answers nothing is removed, and RV(left) says so.
     type: str
     choices: [present, pruned]
     default: present
@@ -39,14 +42,23 @@ options:
     elements: str
     default: []
   answers:
-    description: Folder of the answers, each in the folder of its digest, C(<64 digits>/open_webui.json).
+    description:
+      - Folder of the answers and of what Docker says while it pulls. Each answer has a folder, named by the SHA-256 of
+        its image's reference, with C(open_webui.json), which names the image too.
+      - Nobody but root may write there.
     type: path
     required: true
   needed_by:
-    description: Folder with files that name images.
+    description: Folder with files C(*.yaml) that name images. Without it no image of ours is needed.
     type: path
   volume:
-    description: An existing volume. Empty asks for none.
+    description:
+      - An existing volume. Empty asks for none. One that another container than O(container) has while it runs is
+        refused, because two pages on one database destroy it.
+    type: str
+    default: ""
+  container:
+    description: The container that may have O(volume), or is removed with O(state=pruned). Its volumes stay.
     type: str
     default: ""
 extends_documentation_fragment: [gpurig.llm.attributes]
@@ -65,7 +77,7 @@ EXAMPLES = r"""
     name: ghcr.io/open-webui/open-webui
     digest: "{{ rig_webui.image_digest }}"
     program: [python3, -c, "print('{}')"]
-    answers: /var/lib/gpurig/cache/open_webui
+    answers: /etc/gpurig/open_webui_images
 """
 
 RETURN = r"""
@@ -86,12 +98,12 @@ mountpoint:
   returned: O(state=present)
   type: str
 removed:
-  description: Images that were removed.
+  description: The container and the images that were removed.
   returned: O(state=pruned)
   type: list
   elements: str
 left:
-  description: Images of ours that stay, with the reason.
+  description: What stays of ours, with the reason.
   returned: O(state=pruned)
   type: list
   elements: str
@@ -101,6 +113,7 @@ progress_file:
   type: str
 """
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +122,19 @@ from ansible_collections.gpurig.llm.plugins.module_utils.docker_images import (
     COMPOSE,
     Image,
     ImageError,
+    answer_dir,
+    answers_now,
     compose_program,
     drop,
+    has_container,
     is_installed,
     is_present,
     mountpoint,
     named_in,
     ours,
     pull,
+    remove_container,
+    running_users,
     write_answer,
 )
 
@@ -126,12 +144,19 @@ ANSWER = "open_webui.json"
 def present(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return the result; in check mode nothing is done, and a Docker that is still to come is no problem."""
     image = Image(params["name"], params["digest"])
-    answer = Path(params["answers"], image.digest.partition(":")[2], ANSWER)
+    answer = answer_dir(image, Path(params["answers"])) / ANSWER
     log = Path(params["answers"], "pull.log")
     result = {"reference": image.reference, "answer_dir": str(answer.parent), "progress_file": str(log)}
     if check and not is_installed():
         return {**result, "changed": True, "compose": COMPOSE, "mountpoint": "", "diff": difference(image, there=False)}
-    result |= {"compose": compose_program(), "mountpoint": mountpoint(params["volume"]) if params["volume"] else ""}
+    volume = params["volume"]
+    result |= {"compose": compose_program(), "mountpoint": mountpoint(volume) if volume else ""}
+    others = [name for name in running_users(volume) if name != params["container"]] if volume else []
+    if others:
+        raise ImageError(
+            f"the volume {volume!r} is in use: {', '.join(others)} runs with it, and two pages on one database destroy "
+            f"it. Stop it first: docker stop {' '.join(others)}"
+        )
     there = is_present(image)
     changed = not there or not answer.exists()
     if changed and not check:
@@ -150,15 +175,28 @@ def difference(image: Image, there: bool) -> dict[str, str]:
 def pruned(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return the result."""
     answers = Path(params["answers"])
-    needed = named_in(sorted(Path(params["needed_by"]).glob("*.yaml")))
+    needed = named_in(sorted(Path(params["needed_by"]).glob("*.yaml"))) if params["needed_by"] else ""
+    container = params["container"]
+    known = ours(answers)
     removed, left = [], []
-    for image in ours(params["name"], answers):
-        if image.digest in needed:
+    if not answers_now():
+        there = [container] if container else []
+        left = [f"{name}: no Docker answers here" for name in (*there, *(image.reference for image in known))]
+        return {"changed": False, "removed": [], "left": left if known else [], "diff": {"before": "", "after": ""}}
+    if container and has_container(container):
+        removed.append(container)
+        if not check:
+            remove_container(container)
+    for image in known:
+        if image.reference in needed:
             left.append(f"{image.reference}: runs, or is the way back")
         elif check or drop(image, answers):
             removed.append(image.reference)
         else:
             left.append(f"{image.reference}: another container uses it")
+    if not check:
+        with contextlib.suppress(OSError):
+            answers.rmdir()  # only when none is left
     text = "".join(f"{name}\n" for name in removed)
     return {"changed": bool(removed), "removed": removed, "left": left, "diff": {"before": text, "after": ""}}
 
@@ -166,22 +204,22 @@ def pruned(params: dict[str, Any], check: bool) -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "name": {"type": "str", "required": True},
+            "name": {"type": "str", "default": ""},
             "digest": {"type": "str", "default": ""},
             "state": {"type": "str", "choices": ["present", "pruned"], "default": "present"},
             "program": {"type": "list", "elements": "str", "default": []},
             "answers": {"type": "path", "required": True},
             "needed_by": {"type": "path"},
             "volume": {"type": "str", "default": ""},
+            "container": {"type": "str", "default": ""},
         },
-        required_if=[("state", "pruned", ["needed_by"])],
         supports_check_mode=True,
     )
     act = present if module.params["state"] == "present" else pruned
     try:
         result = act(module.params, module.check_mode)
     except ImageError as error:
-        module.fail_json(msg=f"{error}. Nothing was stopped.")
+        module.fail_json(msg=f"{error}." + (" Nothing was stopped." if act is present else ""))
     except OSError as error:
         module.fail_json(msg=f"{error.filename}: {error.strerror}. Run as root.")
     module.exit_json(**result)

@@ -118,6 +118,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils import systemd
 from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_error_line
 from ansible_collections.gpurig.llm.plugins.module_utils.gate import go_back, way_back
+from ansible_collections.gpurig.llm.plugins.module_utils.memory_dir import recorded, remove_memory_dir
 from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, file_name
 from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     GOOD,
@@ -228,19 +229,24 @@ def plan_absent(host: Host, name: str) -> Plan:
     view = manager_of(host).view(name, oneshot=False)
     stop = plan_stopped(host, name)
     known = [f"{host.manager} knows it"] if view.known else []
-    files = [f"{path} exists" for path in [host.program_file(name), *own_files(host, [name]), host.record(name)]]
+    memory = recorded(read_json(host.record(name)) or {})
+    paths = [host.program_file(name), *own_files(host, [name]), *([memory] if memory else []), host.record(name)]
+    files = [f"{path} exists" for path in paths]
     return Plan(stop.reasons + known + [text for text in files if os.path.lexists(text.removesuffix(" exists"))])
 
 
 def apply_absent(host: Host, name: str) -> None:
     """End the service and remove what is ours of it, the record last: it tells a later run that we own the rest."""
     manager = manager_of(host)
-    limit_s = stop_timeout_s(read_json(host.record(name)) or {})
+    spec = read_json(host.record(name)) or {}
+    limit_s = stop_timeout_s(spec)
     manager.stop(name, limit_s)
     if host.manager == "systemd" and systemd.show(systemd.unit_name(name)).enabled:
         systemd.order("disable", [systemd.unit_name(name)])
     Path(host.program_file(name)).unlink(missing_ok=True)
     manager.forget(name, limit_s)
+    if memory := recorded(spec):
+        remove_memory_dir(memory)
     for path in [*own_files(host, [name]), host.record(name)]:
         Path(path).unlink(missing_ok=True)
 

@@ -10,6 +10,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -544,6 +545,22 @@ def test_an_uninstall_that_was_killed_can_be_run_again(rig: Rig, capsys: pytest.
     assert cli.plan_removal(rig.host, rig.host_json, purge=False).remove == (rig.host_json,)
     assert tool(capsys, "uninstall", "--yes")[0] == 0
     assert sorted(path.name for path in rig.root.iterdir()) == ["models", "pages"]
+
+
+def test_uninstall_forgets_what_was_in_memory_alone(rig: Rig) -> None:
+    folder, theirs = (Path("/dev/shm", f"{name}-test-{os.getpid()}") for name in ("gpurig-uninstall", "theirs"))
+    rig.write("page", SLEEPER, memory_dir=str(folder))
+    rig.write("other", SLEEPER, memory_dir=str(theirs))
+    try:
+        for path in (folder, theirs):
+            path.mkdir()
+            (path / "chats.db").write_text("a chat")
+        done = rig.command("uninstall", "--yes")
+        assert (done.returncode, f"remove {folder}\n" in done.stdout) == (0, True), done.stderr
+        assert (folder.exists(), theirs.exists()) == (False, True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(theirs, ignore_errors=True)
 
 
 @pytest.mark.parametrize(("answer", "removed"), [("yes", True), ("y", False), ("", False)])

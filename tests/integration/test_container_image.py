@@ -43,6 +43,14 @@ elif words[0] == "run":
 elif words[:2] == ["image", "rm"]:
     code = 1 if words[-1] in state["used"] else 0
     state["images"] = [image for image in state["images"] if code or image != words[-1]]
+elif words[0] == "ps":
+    text = "\\n".join(state["running"] if "volume=theirs" in words else [])
+elif words[:2] == ["container", "inspect"]:
+    code = 0 if words[-1] in state["containers"] else 1
+elif words[0] == "rm":
+    state["containers"].remove(words[-1])
+elif words[0] == "version":
+    code = state["down"]
 elif words[:2] == ["volume", "inspect"]:
     code = 0 if words[-1] in state["volumes"] else 1
     text = "/var/lib/docker/volumes/" + words[-1] + "/_data"
@@ -58,7 +66,7 @@ class Docker:
     """The command, and what it has."""
 
     def __init__(self, place: Path) -> None:
-        self.state, self.answers = place / "bin" / "state.json", place / "cache" / "answers"
+        self.state, self.answers = place / "bin" / "state.json", place / "etc" / "answers"
         self.state.parent.mkdir()
         command = self.state.with_name("docker")
         command.write_text(DOCKER.replace("{python}", sys.executable))
@@ -70,6 +78,9 @@ class Docker:
             images=[],
             volumes=["theirs"],
             used=[],
+            running=[],
+            containers=[],
+            down=0,
             pull="",
             answer=json.dumps(SAYS),
             calls=[],
@@ -127,7 +138,7 @@ def test_why_a_pull_failed_is_said(docker: Docker, run_module: Module, said: str
     failed = run_module("container_image", docker.arguments(), environment=docker.environment)
     assert words in failed["msg"]
     assert "Nothing was stopped" in failed["msg"]
-    assert not docker.answers.joinpath("a" * 64).exists()
+    assert list(docker.answers.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -136,6 +147,7 @@ def test_why_a_pull_failed_is_said(docker: Docker, run_module: Module, said: str
         pytest.param({"plugins": None}, {}, "no Compose 2", id="no-compose"),
         pytest.param({}, {"volume": "mine"}, "no volume 'mine'; there are: theirs", id="no-volume"),
         pytest.param({"answer": "hello"}, {}, "is no image as was expected", id="another-image"),
+        pytest.param({"answer": "[]"}, {}, "is no image as was expected", id="no-object"),
     ],
 )
 def test_what_cannot_be_used_is_refused(
@@ -144,6 +156,49 @@ def test_what_cannot_be_used_is_refused(
     docker.now(**state)
     failed = run_module("container_image", docker.arguments(**arguments), environment=docker.environment)
     assert words in failed["msg"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_volume_that_another_container_runs_with_is_refused(docker: Docker, run_module: Module, check: bool) -> None:
+    page = {"volume": "theirs", "container": "gpurig-open-webui"}
+    docker.now(running=["gpurig-open-webui", "open-webui"])
+    failed = run_module("container_image", docker.arguments(**page), check=check, environment=docker.environment)
+    assert "open-webui runs with it" in failed["msg"]
+    assert "docker stop open-webui. Nothing was stopped." in failed["msg"]
+    docker.now(running=["gpurig-open-webui"])
+    done = run_module("container_image", docker.arguments(**page), check=check, environment=docker.environment)
+    assert "failed" not in done
+
+
+def test_whoever_runs_the_page_reads_the_answer(docker: Docker, run_module: Module) -> None:
+    before = os.umask(0o077)
+    try:
+        done = run_module("container_image", docker.arguments(), environment=docker.environment)
+    finally:
+        os.umask(before)
+    answer = Path(done["answer_dir"], "open_webui.json")
+    modes = [path.stat().st_mode & 0o777 for path in (docker.answers, answer.parent, answer)]
+    assert modes == [0o755, 0o755, 0o644]
+
+
+def test_a_container_goes_with_its_images_whatever_registry_they_came_from(docker: Docker, run_module: Module) -> None:
+    mirror = "127.0.0.1:5000/open-webui/open-webui"
+    for name in (NAME, mirror):
+        run_module("container_image", docker.arguments(name=name), environment=docker.environment)
+    docker.now(containers=["page", "theirs"], down=1)
+    arguments = {"state": "pruned", "answers": str(docker.answers), "container": "page"}
+    down = run_module("container_image", arguments, environment=docker.environment)
+    assert (down["changed"], down["left"][0]) == (False, "page: no Docker answers here")
+    assert len(down["left"]) == 3
+    gone = run_module("container_image", arguments, environment={"PATH": str(docker.answers)})
+    assert gone["left"] == down["left"]
+    docker.now(down=0)
+    checked = run_module("container_image", arguments, check=True, environment=docker.environment)
+    assert (docker.now()["containers"], docker.answers.exists()) == (["page", "theirs"], True)
+    done = run_module("container_image", arguments, environment=docker.environment)
+    assert sorted(done["removed"]) == sorted(["page", f"{NAME}@{DIGEST}", f"{mirror}@{DIGEST}"])
+    assert done["removed"] == checked["removed"]
+    assert (docker.now()["containers"], docker.now()["images"], docker.answers.exists()) == (["theirs"], [], False)
 
 
 def test_a_docker_that_is_still_to_come(docker: Docker, run_module: Module) -> None:
@@ -161,7 +216,7 @@ def test_of_our_images_those_stay_that_something_needs(docker: Docker, run_modul
     theirs = f"{NAME}@sha256:{'c' * 64}"
     docker.now(images=[*docker.now()["images"], theirs], used=[])
     (tmp_path / "page.yaml").write_text(f"image: {NAME}@{OTHER}\n")
-    arguments = {"name": NAME, "state": "pruned", "answers": str(docker.answers), "needed_by": str(tmp_path)}
+    arguments = {"state": "pruned", "answers": str(docker.answers), "needed_by": str(tmp_path)}
     checked = run_module("container_image", arguments, check=True, environment=docker.environment)
     assert (checked["removed"], len(docker.now()["images"])) == ([f"{NAME}@{DIGEST}"], 3)
     docker.now(used=[f"{NAME}@{DIGEST}"])
@@ -172,4 +227,4 @@ def test_of_our_images_those_stay_that_something_needs(docker: Docker, run_modul
     done = run_module("container_image", arguments, environment=docker.environment)
     assert (done["removed"], done["left"]) == (checked["removed"], [f"{NAME}@{OTHER}: runs, or is the way back"])
     assert docker.now()["images"] == [f"{NAME}@{OTHER}", theirs]
-    assert not (docker.answers / ("a" * 64)).exists()
+    assert len(list(docker.answers.iterdir())) == 1

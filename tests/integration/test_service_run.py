@@ -101,6 +101,20 @@ def test_stopped_and_absent(rig: Rig) -> None:
     assert rig.run(state="absent")["reasons"] == []
 
 
+def test_absent_forgets_what_was_in_memory_alone(rig: Rig) -> None:
+    folder = Path("/dev/shm", f"gpurig-absent-test-{os.getpid()}")
+    rig.write("page", SLEEPER, memory_dir=str(folder))
+    folder.mkdir()
+    try:
+        (folder / "chats.db").write_text("a chat")
+        assert f"{folder} exists" in rig.run("page", state="absent", check=True)["reasons"]
+        assert folder.exists()
+        rig.run("page", state="absent")
+        assert not folder.exists()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def test_absent_takes_what_a_killed_daemon_left(rig: Rig) -> None:
     rig.write("chat", SLEEPER)
     engine, daemon = rig.run()["pid"], rig.supervisor().daemon_pid()

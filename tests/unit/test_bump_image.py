@@ -23,13 +23,15 @@ class Registry(http.server.BaseHTTPRequestHandler):
     """A public registry as ghcr.io is: 401 with a challenge, a token for anybody, then the manifest."""
 
     says = ""
+    kind = bump.MANIFESTS[0]
+    token = json.dumps({"token": TOKEN})
     challenge = 'Bearer realm="{}/token",service="registry.example.org",scope="repository:page/page:pull"'
 
     def do_GET(self) -> None:
         path, _mark, query = self.path.partition("?")
         if path == "/token":
             right = query == "service=registry.example.org&scope=repository%3Apage%2Fpage%3Apull"
-            self.reply(*((200, json.dumps({"token": TOKEN}).encode()) if right else (403, b"{}")))
+            self.reply(*((200, self.token.encode()) if right else (403, b"{}")))
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
             here = f"http://127.0.0.1:{self.server.server_address[1]}"
             self.reply(401, b"{}", {"WWW-Authenticate": self.challenge.format(here)})
@@ -38,7 +40,7 @@ class Registry(http.server.BaseHTTPRequestHandler):
         elif bump.MANIFESTS[0] not in self.headers["Accept"]:
             self.reply(200, b"another manifest")
         else:
-            self.reply(200, MANIFEST, {"Docker-Content-Digest": self.says or DIGEST})
+            self.reply(200, MANIFEST, {"Docker-Content-Digest": self.says or DIGEST, "Content-Type": self.kind})
 
     def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
@@ -82,6 +84,25 @@ def test_what_goes_wrong_is_said(
     monkeypatch.setattr(Registry, "challenge", challenge or Registry.challenge)
     with pytest.raises(bump.RegistryError, match=words):
         bump.image_digest(reference.format(registry), "http")
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        pytest.param({"kind": "text/html; charset=utf-8"}, "text/html and no manifest", id="a-proxy-s-page"),
+        pytest.param({"kind": ""}, "of no type and no manifest", id="no-type"),
+        pytest.param({"says": "no digest"}, "says no digest", id="no-digest"),
+        pytest.param({"token": "<html>sign in</html>"}, "no JSON, so no token", id="token-page"),
+        pytest.param({"token": '["token"]'}, "gave no token", id="token-list"),
+    ],
+)
+def test_what_is_no_registry_s_answer_is_refused(
+    registry: str, monkeypatch: pytest.MonkeyPatch, answer: dict[str, str], words: str
+) -> None:
+    for name, value in answer.items():
+        monkeypatch.setattr(Registry, name, value)
+    with pytest.raises(bump.RegistryError, match=words):
+        bump.image_digest(f"{registry}/page/page:v1.2.3", "http")
 
 
 def test_the_page_s_image_is_of_the_version_in_the_lock() -> None:
