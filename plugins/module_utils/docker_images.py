@@ -35,8 +35,10 @@ _CAUSES = (
     (("no space left",), "the disk is full"),
     (
         ("no such host", "connection refused", "i/o timeout", "unreachable", "deadline exceeded", "TLS"),
-        "the registry cannot be reached. Check the network, rig_webui.image_prefix, and the proxy: Docker's daemon takes its"
-        " own (proxies in container_engine_daemon), and neither this environment's nor rig_environment's",
+        (
+            "the registry cannot be reached. Check the network, rig_webui.image_prefix, and the proxy of Docker's daemon "
+            "(proxies in container_engine_daemon; it does not see rig_environment)"
+        ),
     ),
 )
 

@@ -117,9 +117,27 @@ def build(place: Path, base: str, name: str, lines: str) -> None:
         raise HostError(f"podman could not build {name}: {done.stderr.decode(errors='replace')[-2000:]}")
 
 
-def unpack_python(folder: Path, target: Path) -> Path:
-    """Unpack the Python 3.12 of the tests; return its interpreter."""
-    run("tar", "-xzf", next(folder.glob("cpython-3.12.*.tar.gz")), "-C", target, "--strip-components=1")
+def fetched_python() -> Path:
+    """The prefix of the Python 3.12 that uv fetches, which runs from any place. Raises HostError."""
+    options = ["--install-dir", str(CACHE / "python")] if not os.environ.get("UV_PYTHON_INSTALL_DIR") else []
+    try:
+        run(uv(), "python", "install", "--quiet", "--no-bin", *options, "3.12")
+        place = os.environ.get("UV_PYTHON_INSTALL_DIR") or str(CACHE / "python")
+        return max(Path(place).glob("cpython-3.12.*/bin/python3.12")).resolve().parents[1]
+    except (HostError, ValueError) as error:
+        raise HostError(
+            "needs a Python 3.12: there is none in pyenv (with patchelf to make it run from any place), and uv could "
+            f"not fetch one: {error}"
+        ) from error
+
+
+def put_python(target: Path) -> Path:
+    """Have a Python 3.12 in the folder; return its interpreter. Raises HostError."""
+    folder = python_archive()
+    if folder is None:
+        shutil.copytree(fetched_python(), target, symlinks=True, dirs_exist_ok=True)
+    else:
+        run("tar", "-xzf", next(folder.glob("cpython-3.12.*.tar.gz")), "-C", target, "--strip-components=1")
     (target / "bin/python3").unlink(missing_ok=True)
     (target / "bin/python3").symlink_to("python3.12")
     return target / "bin/python3.12"
@@ -127,13 +145,10 @@ def unpack_python(folder: Path, target: Path) -> Path:
 
 def images(place: Path) -> dict[str, str]:
     """Build both releases; return release to the image's name in podman's store."""
-    python_folder = python_archive()
-    if python_folder is None:
-        raise HostError("needs a Python 3.12 of pyenv and patchelf")
     made = {}
     base, packages = place / "base", place / "base/usr/local/lib/python3.12/site-packages"
     (base / "usr/local").mkdir(parents=True)
-    interpreter = unpack_python(python_folder, base / "usr/local")
+    interpreter = put_python(base / "usr/local")
     shutil.rmtree(packages)
     install(LOCK, packages, interpreter)
     shutil.rmtree(packages / "bin", ignore_errors=True)

@@ -127,7 +127,7 @@ def test_an_image_is_pulled_by_digest_and_asked_once(docker: Docker, run_module:
         (f"Error response from daemon: manifest for {NAME}@{DIGEST} not found: manifest unknown", "has no image of"),
         (f"manifest verification failed for digest {DIGEST}", "is not what the digest names"),
         ("filesystem layer verification failed for digest sha256:00", "is not what the digest names"),
-        ("Get https://ghcr.io/v2/: dial tcp: lookup ghcr.io: no such host", "cannot be reached"),
+        ("Get https://ghcr.io/v2/: dial tcp: lookup ghcr.io: no such host", "proxies in container_engine_daemon"),
         ("denied: requested access to the resource is denied", "signing in"),
         ("write /var/lib/docker/tmp/x: no space left on device", "the disk is full"),
         ("something new", "Docker said: something new"),

@@ -19,7 +19,7 @@ PAGE: dict[str, Any] = {
     "image": f"ghcr.io/open-webui/open-webui@sha256:{'a' * 64}",
     "user": "998:997",
     "environment": {"PORT": "8080", "HOST": "127.0.0.1"},
-    "secrets_file": "/etc/gpurig/secrets/open-webui.container.env",
+    "secrets_file": "/etc/gpurig/secrets/containers/open-webui.env",
     "data_dir": "/var/lib/gpurig/open_webui",
 }
 

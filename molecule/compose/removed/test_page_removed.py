@@ -14,5 +14,6 @@ def test_nothing_runs_and_the_data_stay(host: Host) -> None:
     assert host.check_output("docker images --quiet") == ""
     assert host.check_output("docker volume ls --quiet") == "theirs"
     assert host.file("/var/lib/gpurig/open_webui/webui.db").exists
-    assert not host.file("/etc/gpurig/secrets/open-webui.container.env").exists
+    assert not host.file("/etc/gpurig/secrets/containers").exists
+    assert not host.file("/etc/gpurig/open_webui_images").exists
     assert not host.file("/etc/systemd/system/gpurig-open-webui.service").exists

@@ -52,6 +52,14 @@ def test_what_the_container_may(host: Host) -> None:
     assert host.run("docker exec %s touch /app/backend/x", CONTAINER).rc != 0
 
 
+def test_nobody_else_reaches_its_secrets(host: Host) -> None:
+    """Not the services' user either, whose file it is."""
+    owner = host.check_output("stat --format %%U /var/lib/gpurig/open_webui")
+    assert owner != "root"
+    read = host.run("runuser --user %s -- cat /etc/gpurig/secrets/containers/open-webui.env", owner)
+    assert (read.rc, "Permission denied" in read.stderr) == (1, True)
+
+
 def test_it_listens_on_loopback_only(host: Host) -> None:
     """And another network namespace does not reach it."""
     listening = host.check_output("ss --listening --tcp --numeric --no-header sport = :%s", str(PORT))
