@@ -36,8 +36,8 @@ _CAUSES = (
     (
         ("no such host", "connection refused", "i/o timeout", "unreachable", "deadline exceeded", "TLS"),
         (
-            "the registry cannot be reached. Check the network, rig_webui.image_prefix, and the proxy of Docker's daemon "
-            "(proxies in container_engine_daemon; it does not see rig_environment)"
+            "the registry cannot be reached. Check the network, rig_webui.image_prefix, and the proxy of Docker's "
+            "daemon (proxies in container_engine_daemon; it does not see rig_environment)"
         ),
     ),
 )
