@@ -10,6 +10,6 @@ import re
 REVISION = re.compile(r"""^revision(?:\s*:\s*\w+)?\s*=\s*['"]([0-9a-f]+)['"]""", re.MULTILINE)
 app = pathlib.Path("/app")
 files = sorted((app / "backend/open_webui/migrations/versions").glob("*.py"))
-revisions = [found[1] for path in files if (found := REVISION.search(path.read_text(encoding="utf-8")))]
+revisions = [one for path in files for one in REVISION.findall(path.read_text(encoding="utf-8"))[:1]]
 version = json.loads((app / "package.json").read_text(encoding="utf-8"))["version"]
 print(json.dumps({"version": version, "revisions": revisions}))
