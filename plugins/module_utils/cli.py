@@ -470,7 +470,7 @@ def key(host: Host, name: str) -> int:
 
 
 UDEV_RULE = "/etc/udev/rules.d/60-gpurig-nvidia.rules"
-FIREWALL_UNIT = "gpurig-firewall.service"
+FIREWALL_UNITS = ("gpurig-firewall.service", "nftables.service.d/gpurig.conf")
 _UDEV_HEADER = "# Written by the role gpurig.llm.gpu_power."
 
 
@@ -499,8 +499,8 @@ def plan_removal(host: Host, host_json: str, purge: bool) -> Removal:
             raise ToolError(f"{top} is not a directory of ours alone; nothing is removed. Correct {here}")
     units = [host.program_file(name) for name in host.names()] if host.manager == "systemd" else []
     rules = [UDEV_RULE] if host.manager == "systemd" and _is_our_rule() else []
-    if host.manager == "systemd" and Path(firewall_unit := f"{host.unit_dir}/{FIREWALL_UNIT}").exists():
-        units.append(firewall_unit)
+    if host.manager == "systemd":
+        units += [f"{host.unit_dir}/{name}" for name in FIREWALL_UNITS]
     socket_dir = str(Path(Supervisor(paths).socket).parent)
     ours = [paths[name] for name in ("run", "log", "cache", "uv", "python") if name in paths]
     ours.append(f"{paths['state']}/{PLANS_DIR}")

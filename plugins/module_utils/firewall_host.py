@@ -16,7 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from . import systemd
-from .firewall_plan import BRIDGES, COMMENT, UNIT, Change, Facts, paths, plan, ufw_rules, ufw_words
+from .firewall_plan import (
+    BRIDGES,
+    COMMENT,
+    TUNNEL_KINDS,
+    TUNNELS,
+    UNIT,
+    Change,
+    Facts,
+    paths,
+    plan,
+    ufw_rules,
+    ufw_words,
+)
 from .services import write_text
 
 PATIENCE_S = 60.0
@@ -32,19 +44,22 @@ def look(config: str, service_manager: str = "systemd", can_install_packages: bo
     """What a plan needs; without root and systemd only that, as nothing is ours there. Raises FirewallHostError."""
     ours = paths(config)
     is_root = os.geteuid() == 0
+    addresses, tunnels = _addresses()
     if service_manager != "systemd" or not is_root:
-        return Facts(is_root=is_root, service_manager=service_manager, addresses=_addresses())
-    status = _run("ufw", "status", "verbose") if _program("ufw") else ""
+        return Facts(is_root=is_root, service_manager=service_manager, addresses=addresses, tunnels=tunnels)
+    status = _run("ufw", "status") if _program("ufw") else ""
+    added = _run("ufw", "show", "added") if status else ""
     firewalld = _program("firewall-cmd") and _run("firewall-cmd", "--state", fails=True).strip() == "running"
     unit = systemd.show(UNIT)
     return Facts(
         service_manager=service_manager,
         can_install_packages=can_install_packages,
-        addresses=_addresses(),
+        addresses=addresses,
+        tunnels=tunnels,
         ufw=("active" if re.search(r"(?m)^Status: active$", status) else "inactive") if status else "",
-        ufw_incoming=next(iter(re.findall(r"(?m)^Default: (\w+) \(incoming\)", status)), "deny"),
         ufw_ipv6=re.search(r"(?m)^IPV6=no", _text("/etc/default/ufw")) is None,
-        ufw_rules=ufw_rules(_run("ufw", "show", "added")) if status else (),
+        ufw_rules=ufw_rules(added),
+        ufw_theirs=ufw_rules(added, theirs=True),
         firewalld=bool(firewalld),
         firewalld_rules=tuple(_run("firewall-cmd", "--list-rich-rules").splitlines()) if firewalld else (),
         nft=_program("nft"),
@@ -64,6 +79,9 @@ def apply(changes: Iterable[Change]) -> None:
             write_text(change.argument[0], change.argument[1], _MODE)
         elif change.act == "remove":
             Path(change.argument[0]).unlink(missing_ok=True)
+            if change.argument[0].endswith(".service.d/gpurig.conf"):
+                with suppress(OSError):
+                    Path(change.argument[0]).parent.rmdir()  # only where nobody else adds anything
             systemd.daemon_reload()
         elif change.act == "load":
             _load()
@@ -75,9 +93,14 @@ def apply(changes: Iterable[Change]) -> None:
             _run("ufw", "delete", *ufw_words(*change.argument))
 
 
+def look_for_ours(config: str, service_manager: str = "systemd") -> Facts:
+    """What taking away needs: nothing is asked where none of our files is, and so nothing of it can fail."""
+    return look(config, service_manager) if any(Path(path).exists() for path in paths(config)) else Facts()
+
+
 def give_back(config: str) -> None:
     """Take away all that is ours, for an uninstall; what listens must have stopped. Raises as `apply`."""
-    for change in plan(look(config), config, 0, gone=True).changes:
+    for change in plan(look_for_ours(config), config, 0, gone=True).changes:
         print(change.words)
         apply([change])
 
@@ -101,17 +124,20 @@ def _unload() -> None:
         _run("nft", "delete", "table", "inet", COMMENT)
 
 
-def _addresses() -> tuple[str, ...]:
+def _addresses() -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """ADDRESS/BITS of the interfaces that are no tunnels, and of those that are."""
+    near: list[str] = []
+    far: list[str] = []
     with suppress(ValueError, FirewallHostError, TypeError):
-        listed = json.loads(_run("ip", "-json", "address", "show"))
-        return tuple(
-            f"{address['local']}/{address['prefixlen']}"
-            for interface in listed
-            if not BRIDGES.fullmatch(interface.get("ifname", ""))
-            for address in interface.get("addr_info", [])
-            if address.get("scope") == "global" and not address.get("temporary") and "local" in address
-        )
-    return ()
+        for interface in json.loads(_run("ip", "-details", "-json", "address", "show")):
+            name, kind = interface.get("ifname", ""), interface.get("linkinfo", {}).get("info_kind", "")
+            if not BRIDGES.fullmatch(name):
+                (far if kind in TUNNEL_KINDS or TUNNELS.fullmatch(name) else near).extend(
+                    f"{address['local']}/{address['prefixlen']}"
+                    for address in interface.get("addr_info", [])
+                    if address.get("scope") == "global" and not address.get("temporary") and "local" in address
+                )
+    return tuple(near), tuple(far)
 
 
 def _ruleset() -> list[dict[str, Any]]:

@@ -3,9 +3,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Who may reach a port of a host: from its firewalls as they are to the rules that are needed. (pure)
 
-Either ufw is active and refuses what it does not know: then it gets a rule for each network. Or a table of our own,
-`inet gpurig`, drops the port for everybody else; it lets nobody in whom another firewall keeps out. Other people's
-rules are read and never changed.
+A table of our own, `inet gpurig`, drops the port for everybody else; it lets nobody in whom another firewall keeps
+out. An active ufw keeps out what it does not know, so it gets a rule for each network as well, which only lets in: who
+is kept out depends on no rule of ufw's and goes on when it is switched off. Other people's rules are read and never
+changed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ PRIVATE = tuple(ipaddress.ip_network(one) for one in ("10.0.0.0/8", "172.16.0.0/
 BRIDGES = re.compile(
     r"(lo|docker\d+|docker_gwbridge|br-[0-9a-f]{12}|veth.*|virbr\d+|cni.*|podman\d+|lxcbr\d+|lxdbr\d+)"
 )
+TUNNELS = re.compile(r"(tun|tap|wg|tailscale|zt|ppp|ipsec|nordlynx|proton).*")
+TUNNEL_KINDS = frozenset({"tun", "wireguard", "ppp", "xfrm", "vti", "vti6", "gre", "ipip", "sit", "ip6tnl", "ip6gre"})
+"""Of `ip -details -json`, linkinfo.info_kind: what is behind such a link is a network elsewhere."""
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -39,12 +43,13 @@ class FirewallError(ValueError):
 class Facts:
     """What was seen of a host.
 
-    addresses       ADDRESS/BITS of its interfaces, without loopback and bridges of containers
-    ufw             '' (not installed), 'inactive' or 'active'; ufw_incoming: its default, 'deny', 'reject' or 'allow'
-    ufw_rules       (network, port) of each rule with our comment
+    addresses       ADDRESS/BITS of its interfaces, without loopback, bridges of containers and tunnels
+    tunnels         those in networks of a VPN: nobody at home unless they are named
+    ufw             '' (not installed), 'inactive' or 'active'
+    ufw_rules       (network, port) of each rule with our comment; ufw_theirs: of equal rules that others made
     firewalld       whether it runs; firewalld_rules: its rich rules as they are printed
     ruleset         the list `nftables` of `nft --json list ruleset`
-    files           path -> text of our two files, '' where one is missing
+    files           path -> text of our files, '' where one is missing
     published       (container, address:port) of running containers whose port Docker itself publishes
     """
 
@@ -52,10 +57,11 @@ class Facts:
     service_manager: str = "systemd"
     can_install_packages: bool = True
     addresses: tuple[str, ...] = ()
+    tunnels: tuple[str, ...] = ()
     ufw: str = ""
-    ufw_incoming: str = "deny"
     ufw_ipv6: bool = True
     ufw_rules: tuple[tuple[str, int], ...] = ()
+    ufw_theirs: tuple[tuple[str, int], ...] = ()
     firewalld: bool = False
     firewalld_rules: tuple[str, ...] = ()
     nft: str = ""
@@ -90,9 +96,9 @@ class Plan:
     lacks: tuple[str, ...] = ()
 
 
-def paths(config: str, unit_dir: str = "/etc/systemd/system") -> tuple[str, str]:
-    """(file with our table, unit that loads it)."""
-    return f"{config}/firewall.nft", f"{unit_dir}/{UNIT}"
+def paths(config: str, unit_dir: str = "/etc/systemd/system") -> tuple[str, str, str]:
+    """(file with our table, unit that loads it, addition to nftables.service)."""
+    return f"{config}/firewall.nft", f"{unit_dir}/{UNIT}", f"{unit_dir}/nftables.service.d/gpurig.conf"
 
 
 # --- networks --------------------------------------------------------------------------------------------------------
@@ -119,6 +125,13 @@ def connected(addresses: Iterable[str]) -> tuple[Network, ...]:
         if network.num_addresses > 1 and network not in found and _is_private(network):
             found.append(network)
     return tuple(sorted(found, key=lambda one: (one.version, int(one.network_address))))
+
+
+def reachable(facts: Facts, networks: Iterable[str]) -> tuple[str, ...]:
+    """The host's addresses where somebody of these networks finds it: those of a tunnel only for those behind it."""
+    known = parse_networks(networks)
+    named = [one for one in facts.tunnels if any(ipaddress.ip_interface(one).ip in network for network in known)]
+    return (*facts.addresses, *named)
 
 
 def _is_private(network: Network) -> bool:
@@ -154,29 +167,16 @@ def plan(
     notes = [_welcome(port, names, not wanted), *_notes(facts, port, networks)]
     provider = UFW if facts.ufw == "active" else NFTABLES
     refusals = list(_foreign(facts, port, networks, notes))
-    if provider == UFW:
-        if facts.ufw_incoming == "allow":
-            refusals.append(
-                "ufw lets everything in by default, so a rule for one network would keep nobody out. Allow what you "
-                "need, ssh first ('ufw allow ssh'), then 'ufw default deny incoming'."
-            )
-        usable = [one for one in networks if one.version == 4 or facts.ufw_ipv6]
-        rules = {(str(one), port) for one in usable}
-        kept = {rule for rule in facts.ufw_rules if kept_ports and rule[1] != port}
-        changes = (*_ufw_changes(facts, rules, kept), *_without_table(facts, config))
-    else:
-        lacks = () if facts.nft else ("nftables",)
-        if lacks and not facts.can_install_packages:
-            refusals.append(
-                "neither ufw nor nftables is there and packages may not be installed on this host. Install nftables."
-            )
-        changes = (
-            *_with_table(facts, config, port, networks, kept_ports),
-            *_ufw_changes(facts, set(), set(facts.ufw_rules) if kept_ports else set()),
-        )
-        if not refusals:
-            return Plan(names, provider, changes, (), tuple(notes), lacks)
-    return Plan(names, provider, () if refusals else changes, tuple(refusals), tuple(notes))
+    lacks = () if facts.nft else ("nftables",)
+    if lacks and not facts.can_install_packages:
+        refusals.append("nftables is not there and packages may not be installed on this host. Install nftables.")
+    if refusals:
+        return Plan(names, provider, (), tuple(refusals), tuple(notes))
+    usable = [one for one in networks if one.version == 4 or facts.ufw_ipv6]
+    rules = {(str(one), port) for one in usable} if provider == UFW else set()
+    kept = {rule for rule in facts.ufw_rules if kept_ports and (provider != UFW or rule[1] != port)}
+    changes = (*_with_table(facts, config, port, networks, kept_ports), *_ufw_changes(facts, rules, kept))
+    return Plan(names, provider, changes, (), tuple(notes), lacks)
 
 
 def _unable(facts: Facts) -> Iterator[str]:
@@ -190,7 +190,7 @@ def _unable(facts: Facts) -> Iterator[str]:
 
 
 def _no_network(facts: Facts) -> str:
-    seen = ", ".join(facts.addresses) or "none"
+    seen = ", ".join([*facts.addresses, *(f"{one} of a tunnel" for one in facts.tunnels)]) or "none"
     return f"the host is in no private network (its addresses: {seen}). Name the networks in rig_publish[].from."
 
 
@@ -205,7 +205,7 @@ def _notes(facts: Facts, port: int, networks: Sequence[Network]) -> Iterator[str
     if six:
         yield f"the page listens on IPv4; {', '.join(six)} has a rule and finds nobody there"
     if facts.ufw == "inactive":
-        yield "ufw is inactive and stays so, for enabling it could lock you out; a table of our own restricts the port"
+        yield "ufw is inactive and stays so, for enabling it could lock you out"
     for container, place in facts.published:
         if place.rpartition(":")[2] == str(port) and not place.startswith(("127.", "[::1]")):
             yield (
@@ -217,10 +217,11 @@ def _notes(facts: Facts, port: int, networks: Sequence[Network]) -> Iterator[str
 # --- ufw -------------------------------------------------------------------------------------------------------------
 
 
-def ufw_rules(added: str) -> tuple[tuple[str, int], ...]:
-    """(network, port) of each rule with our comment in what `ufw show added` prints."""
-    pattern = rf"(?m)^ufw allow from (\S+) to any port (\d+) proto tcp comment '{COMMENT}'$"
-    return tuple((str(ipaddress.ip_network(network)), int(port)) for network, port in re.findall(pattern, added))
+def ufw_rules(added: str, theirs: bool = False) -> tuple[tuple[str, int], ...]:
+    """(network, port) of each rule like ours in what `ufw show added` prints: with our comment, or `theirs`."""
+    pattern = r"(?m)^ufw allow from ([\da-fA-F:./]+) to any port (\d+) proto tcp(?: comment '(.*)')?$"
+    found = re.findall(pattern, added)
+    return tuple((str(ipaddress.ip_network(one)), int(port)) for one, port, by in found if (by != COMMENT) == theirs)
 
 
 def ufw_words(network: str, port: int | str) -> list[str]:
@@ -229,8 +230,9 @@ def ufw_words(network: str, port: int | str) -> list[str]:
 
 
 def _ufw_changes(facts: Facts, wanted: set[tuple[str, int]], kept: set[tuple[str, int]]) -> Iterator[Change]:
+    """An equal rule of somebody else's serves as well: ufw would put our comment on it, and it would go with ours."""
     there = set(facts.ufw_rules)
-    for network, port in sorted(wanted - there):
+    for network, port in sorted(wanted - there - set(facts.ufw_theirs)):
         yield Change(f"ufw: allow tcp {port} from {network}", "ufw_add", (network, str(port)))
     for network, port in sorted(there - wanted - kept):
         yield Change(f"ufw: no longer allow tcp {port} from {network}", "ufw_delete", (network, str(port)))
@@ -274,10 +276,9 @@ def unit_text(nft: str, table_file: str) -> str:
     return f"""{HEADER}
 [Unit]
 Description=Who reaches the port that is published (nftables, table inet {COMMENT})
-# Debian's nftables.service deletes all tables, also ours, when it is stopped, started or loads its file again.
+# Debian's nftables.service deletes all tables, also ours, when it is stopped; for its start see nftables.service.d.
 After=nftables.service ufw.service firewalld.service
 PartOf=nftables.service
-ReloadPropagatedFrom=nftables.service
 Before={PAGE_UNIT} docker.service
 
 [Service]
@@ -293,6 +294,15 @@ RequiredBy={PAGE_UNIT}
 """
 
 
+def addition_text(nft: str, table_file: str) -> str:
+    """What makes Debian's nftables.service, whose file begins with `flush ruleset`, load our table after its own."""
+    return f"""{HEADER}
+[Service]
+ExecStartPost=-+{nft} -f {table_file}
+ExecReload=-+{nft} -f {table_file}
+"""
+
+
 def is_loaded(ruleset: Iterable[Mapping[str, Any]], text: str) -> bool:
     """Whether the table of this text is the one that is there."""
     mark = re.search(r'comment "([0-9a-f]{16})"', text)
@@ -304,26 +314,28 @@ def is_loaded(ruleset: Iterable[Mapping[str, Any]], text: str) -> bool:
 def _with_table(
     facts: Facts, config: str, port: int, networks: Sequence[Network], kept_ports: bool
 ) -> Iterator[Change]:
-    table_file, unit_file = paths(config)
+    table_file, unit_file, addition_file = paths(config)
     before = facts.files.get(table_file, "")
     ports = {port, *(_ports(before) if kept_ports else ())}
     text = table_text(ports, networks)
-    unit = unit_text(facts.nft or "/usr/sbin/nft", table_file)
+    nft = facts.nft or "/usr/sbin/nft"
+    units = {unit_file: unit_text(nft, table_file), addition_file: addition_text(nft, table_file)}
+    changed = {path: unit for path, unit in units.items() if facts.files.get(path, "") != unit}
     if before != text:
         yield Change(f"write {table_file}: {', '.join(map(str, sorted(ports)))}", "write", (table_file, text))
-    if facts.files.get(unit_file, "") != unit:
-        yield Change(f"write {unit_file}", "write", (unit_file, unit))
-    stale = facts.files.get(unit_file, "") != unit or not facts.unit_enabled or not facts.unit_active
+    for path, unit in changed.items():
+        yield Change(f"write {path}", "write", (path, unit))
+    stale = changed or not facts.unit_enabled or not facts.unit_active
     if stale or before != text or not is_loaded(facts.ruleset, text):
         yield Change(f"load the table inet {COMMENT}, now and at every boot", "load")
 
 
 def _without_table(facts: Facts, config: str) -> Iterator[Change]:
-    table_file, unit_file = paths(config)
+    table_file, unit_file, addition_file = paths(config)
     loaded = any(item.get("table", {}).get("name") == COMMENT for item in facts.ruleset)
     if facts.unit_enabled or facts.unit_active or loaded:
         yield Change(f"unload the table inet {COMMENT}", "unload")
-    for path in (unit_file, table_file):
+    for path in (addition_file, unit_file, table_file):
         if facts.files.get(path, "").startswith(HEADER):
             yield Change(f"remove {path}", "remove", (path,))
 

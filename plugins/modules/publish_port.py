@@ -12,12 +12,12 @@ short_description: Let a port be reached from named networks only
 version_added: 0.1.0
 author: [gpurig.llm maintainers (@gpurig)]
 description:
-  - Sets the rule before anything listens there, in the firewall that is there. An active ufw that refuses by default
-    gets a rule for each network. Anywhere else a table of our own, C(inet gpurig), drops what comes from elsewhere, and
-    the unit C(gpurig-firewall.service) loads it before the page starts.
+  - Sets the rule before anything listens there. A table of our own, C(inet gpurig), drops what comes from elsewhere,
+    and the unit C(gpurig-firewall.service) loads it before the page starts. An active ufw gets a rule for each network
+    as well, which only lets in. Rules of other people that open the port, and ufw switched off, open it to nobody else.
   - Never enables a firewall and never changes rules of other people. Where those keep the networks out, it fails with
     the rule to add, and nothing is changed.
-  - Needs root and systemd, and nftables where ufw is not active.
+  - Needs root, systemd and nftables.
 options:
   port:
     description: The TCP port. Needed for O(state=present).
@@ -25,7 +25,7 @@ options:
   networks:
     description:
       - Networks and addresses that may reach it. Empty are the private networks of the host's own addresses, bridges of
-        containers left out.
+        containers and tunnels of a VPN left out.
     type: list
     elements: str
     default: []
@@ -87,7 +87,7 @@ origins:
   type: list
   elements: str
 provider:
-  description: V(ufw), V(nftables), or nothing for O(state=absent).
+  description: V(ufw) where it got rules as well, V(nftables), or nothing for O(state=absent).
   returned: success
   type: str
 """
@@ -95,8 +95,13 @@ provider:
 import socket
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpurig.llm.plugins.module_utils.firewall_host import FirewallHostError, apply, look
-from ansible_collections.gpurig.llm.plugins.module_utils.firewall_plan import FirewallError, origins, plan
+from ansible_collections.gpurig.llm.plugins.module_utils.firewall_host import (
+    FirewallHostError,
+    apply,
+    look,
+    look_for_ours,
+)
+from ansible_collections.gpurig.llm.plugins.module_utils.firewall_plan import FirewallError, origins, plan, reachable
 from ansible_collections.gpurig.llm.plugins.module_utils.systemd import SystemdError
 
 
@@ -116,8 +121,8 @@ def main() -> None:
     given, rig = module.params, module.params["rig"]
     config, port = rig["paths"]["config"], given["port"] or 0
     try:
-        facts = look(config, rig["service_manager"], rig["can_install_packages"])
-        gone = given["state"] == "absent"
+        gone, manager = given["state"] == "absent", rig["service_manager"]
+        facts = look_for_ours(config, manager) if gone else look(config, manager, rig["can_install_packages"])
         wanted = plan(facts, config, port, given["networks"], given["keep_ports"], gone)
         refusals = list(wanted.refusals)
         if wanted.lacks and not module.check_mode:
@@ -148,7 +153,7 @@ def main() -> None:
         lacks=list(wanted.lacks),
         networks=list(wanted.networks),
         notes=list(wanted.notes),
-        origins=[] if gone else origins(facts.addresses, socket.gethostname(), port),
+        origins=[] if gone else origins(reachable(facts, wanted.networks), socket.gethostname(), port),
         provider=wanted.provider,
         diff=[*texts, {"before": "", "after": "".join(f"{line}\n" for line in words)}],
     )

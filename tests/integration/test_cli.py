@@ -607,13 +607,14 @@ def test_uninstall_takes_our_udev_rule_alone(rig: Rig, tmp_path: Path, monkeypat
 def test_uninstall_takes_the_unit_of_our_rules(rig: Rig, tmp_path: Path) -> None:
     # Only the plan is made.
     units = tmp_path / "units"
-    units.mkdir()
-    unit = units / cli.FIREWALL_UNIT
+    ours = {str(units / "gpurig-firewall.service"), str(units / "nftables.service.d/gpurig.conf")}
     systemd = dataclasses.replace(rig.host, manager="systemd", unit_dir=str(units))
-    assert str(unit) not in cli.plan_removal(systemd, rig.host_json, purge=False).remove
-    unit.touch()
-    assert str(unit) in cli.plan_removal(systemd, rig.host_json, purge=False).remove
-    assert str(unit) not in cli.plan_removal(rig.host, rig.host_json, purge=False).remove
+    assert not ours.intersection(cli.plan_removal(systemd, rig.host_json, purge=False).remove)
+    for unit in ours:
+        Path(unit).parent.mkdir(parents=True, exist_ok=True)
+        Path(unit).touch()
+    assert ours.issubset(cli.plan_removal(systemd, rig.host_json, purge=False).remove)
+    assert not ours.intersection(cli.plan_removal(rig.host, rig.host_json, purge=False).remove)
 
 
 @pytest.mark.parametrize(

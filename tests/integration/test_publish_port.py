@@ -29,6 +29,12 @@ ADDRESSES = [
             {"local": "fe80::1", "prefixlen": 64, "scope": "link"},
         ],
     },
+    {"ifname": "wg-work", "addr_info": [{"local": "10.8.0.6", "prefixlen": 16, "scope": "global"}]},
+    {
+        "ifname": "work",
+        "linkinfo": {"info_kind": "tun", "info_data": {"type": "tun"}},
+        "addr_info": [{"local": "10.9.0.6", "prefixlen": 16, "scope": "global"}],
+    },
     {"ifname": "docker0", "addr_info": [{"local": "172.17.0.1", "prefixlen": 16, "scope": "global"}]},
 ]
 UNIT = {"LoadState": "loaded", "ActiveState": "inactive", "SubState": "dead", "NeedDaemonReload": "no"}
@@ -91,19 +97,22 @@ def _found(path: Path) -> str | None:
     return str(path) if path.exists() else None
 
 
-def _paths(folder: Path) -> tuple[str, str]:
-    return f"{folder}/etc/firewall.nft", f"{folder}/etc/gpurig-firewall.service"
+def _paths(folder: Path) -> tuple[str, str, str]:
+    etc = f"{folder}/etc"
+    return f"{etc}/firewall.nft", f"{etc}/gpurig-firewall.service", f"{etc}/nftables.service.d/gpurig.conf"
 
 
 def test_a_host_with_nftables(programs: Programs, tmp_path: Path) -> None:
     facts = look(str(tmp_path / "etc"))
     assert (facts.addresses, facts.ufw, facts.nft) == (("192.168.1.5/24",), "", str(programs.bin / "nft"))
+    assert facts.tunnels == ("10.8.0.6/16", "10.9.0.6/16")
     programs.told()
     made = plan(facts, str(tmp_path / "etc"), 8080)
     apply(made.changes)
-    table, unit = (Path(path) for path in _paths(tmp_path))
+    table, unit, addition = (Path(path) for path in _paths(tmp_path))
     assert f"ip saddr {{ {HOME} }} accept" in table.read_text(encoding="utf-8")
     assert f"ExecStart={facts.nft} -f {table}" in unit.read_text(encoding="utf-8")
+    assert f"ExecStartPost=-+{facts.nft} -f {table}" in addition.read_text(encoding="utf-8")
     assert programs.told() == [
         "systemctl daemon-reload",
         "systemctl enable gpurig-firewall.service",
@@ -120,26 +129,50 @@ def test_a_host_with_nftables(programs: Programs, tmp_path: Path) -> None:
         "systemctl daemon-reload",
         "systemctl stop gpurig-firewall.service",
         "nft delete table inet gpurig",
-        "systemctl daemon-reload",
-        "systemctl daemon-reload",
+        *["systemctl daemon-reload"] * 3,
     ]
     assert not table.exists()
     assert not unit.exists()
+    assert not addition.parent.exists()
 
 
 def test_a_host_with_ufw(programs: Programs, tmp_path: Path) -> None:
     programs.put("ufw", status=STATUS, show=ADDED)
     config = str(tmp_path / "etc")
     facts = look(config)
-    assert (facts.ufw, facts.ufw_incoming, facts.ufw_rules) == ("active", "deny", ())
+    assert (facts.ufw, facts.ufw_rules) == ("active", ())
     programs.told()
     apply(plan(facts, config, 8080).changes)
-    assert programs.told() == [f"ufw allow proto tcp from {HOME} to any port 8080 comment gpurig"]
+    told = programs.told()
+    assert told[-2:] == [
+        "systemctl start gpurig-firewall.service",
+        f"ufw allow proto tcp from {HOME} to any port 8080 comment gpurig",
+    ]
     programs.put("ufw", show=ADDED + OURS)
-    assert plan(look(config), config, 8080).changes == ()
+    assert [change.act for change in plan(look(config), config, 8080).changes] == ["load"]
     programs.told()
     give_back(config)
-    assert programs.told() == [f"ufw delete allow proto tcp from {HOME} to any port 8080"]
+    assert programs.told()[0] == f"ufw delete allow proto tcp from {HOME} to any port 8080"
+
+
+@pytest.mark.parametrize("comment", ["", " comment 'theirs'"])
+def test_an_equal_rule_of_theirs_is_left_alone(programs: Programs, tmp_path: Path, comment: str) -> None:
+    programs.put("ufw", status=STATUS, show=ADDED + OURS.replace(" comment 'gpurig'", comment))
+    config = str(tmp_path / "etc")
+    apply(plan(look(config), config, 8080).changes)
+    give_back(config)
+    assert [line for line in programs.told() if line.startswith("ufw")] == []
+
+
+def test_where_nothing_of_ours_is_nothing_is_asked_for_a_removal(programs: Programs, tmp_path: Path) -> None:
+    for name in ("ufw", "nft", "systemctl", "ip"):
+        programs.put(name)
+        (programs.bin / name).write_text(f"#!/bin/sh\necho {name} >> {programs.bin}/told\nexit 3\n", encoding="utf-8")
+    give_back(str(tmp_path / "etc"))
+    assert not (programs.bin / "told").exists()
+    Path(_paths(tmp_path)[1]).touch()
+    with pytest.raises(FirewallHostError, match="ufw status failed with 3"):
+        give_back(str(tmp_path / "etc"))
 
 
 def test_what_else_is_seen(programs: Programs, tmp_path: Path) -> None:
@@ -171,6 +204,7 @@ def test_an_uninstall_goes_on_when_a_rule_stays(
     programs: Programs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (programs.bin / "nft").write_text("#!/bin/sh\nexit 3\n", encoding="utf-8")
+    Path(_paths(tmp_path)[0]).touch()
     cli._give_back_rules(str(tmp_path / "etc"))
     assert "a firewall rule of ours stays: nft --json" in capsys.readouterr().err
 

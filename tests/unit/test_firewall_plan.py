@@ -19,12 +19,14 @@ from ansible_collections.gpurig.llm.plugins.module_utils.firewall_plan import (
     Facts,
     FirewallError,
     Plan,
+    addition_text,
     connected,
     is_loaded,
     origins,
     parse_networks,
     paths,
     plan,
+    reachable,
     table_text,
     ufw_rules,
     ufw_words,
@@ -32,11 +34,12 @@ from ansible_collections.gpurig.llm.plugins.module_utils.firewall_plan import (
 )
 
 CONFIG = "/etc/gpurig"
-TABLE_FILE, UNIT_FILE = paths(CONFIG)
+TABLE_FILE, UNIT_FILE, ADDITION_FILE = paths(CONFIG)
 HOME = "192.168.1.0/24"
 RICH = f'rule family="ipv4" source address="{HOME}" port port="8080" protocol="tcp" accept'
 BARE = Facts(addresses=("192.168.1.5/24", "203.0.113.7/24"), nft="/usr/sbin/nft")
 UFW = replace(BARE, ufw="active")
+NEW = ["write", "write", "write", "load"]
 
 
 def acts(made: Plan) -> list[str]:
@@ -54,7 +57,8 @@ def loaded(text: str) -> list[dict[str, Any]]:
 def settled(facts: Facts, port: int = 8080, networks: tuple[str, ...] = (HOME,)) -> Facts:
     """The host after a run."""
     text = table_text([port], parse_networks(networks))
-    files = {TABLE_FILE: text, UNIT_FILE: unit_text("/usr/sbin/nft", TABLE_FILE)}
+    nft = "/usr/sbin/nft"
+    files = {TABLE_FILE: text, UNIT_FILE: unit_text(nft, TABLE_FILE), ADDITION_FILE: addition_text(nft, TABLE_FILE)}
     return replace(facts, files=files, unit_enabled=True, unit_active=True, ruleset=loaded(text))
 
 
@@ -62,25 +66,17 @@ def settled(facts: Facts, port: int = 8080, networks: tuple[str, ...] = (HOME,))
 
 HOSTS: list[Any] = [
     # facts, networks asked for, provider, kinds of changes, words of refusals, words of notes
-    pytest.param(BARE, [], "nftables", ["write", "write", "load"], [], ["192.168.1.0/24, the private"], id="nftables"),
-    pytest.param(UFW, [], "ufw", ["ufw_add"], [], ["plain http"], id="ufw"),
+    pytest.param(BARE, [], "nftables", NEW, [], ["192.168.1.0/24, the private"], id="nftables"),
+    pytest.param(UFW, [], "ufw", [*NEW, "ufw_add"], [], ["plain http"], id="ufw"),
+    pytest.param(replace(UFW, nft=""), [], "ufw", [*NEW, "ufw_add"], [], [], id="ufw-made-with-iptables"),
+    pytest.param(replace(UFW, ufw_theirs=((HOME, 8080),)), [], "ufw", NEW, [], [], id="ufw-has-a-rule-of-theirs"),
+    pytest.param(replace(BARE, ufw="inactive"), [], "nftables", NEW, [], ["ufw is inactive"], id="ufw-off"),
+    pytest.param(UFW, ["10.0.0.0/8", "10.9.8.7"], "ufw", [*NEW, "ufw_add", "ufw_add"], [], [], id="two-networks"),
+    pytest.param(UFW, ["fd00::/8"], "ufw", [*NEW, "ufw_add"], [], ["IPv4; fd00::/8"], id="ufw-ipv6"),
     pytest.param(
-        replace(UFW, ufw_incoming="allow"),
-        [],
-        "ufw",
-        [],
-        ["ufw default deny incoming"],
-        [],
-        id="ufw-lets-everything-in",
+        replace(UFW, ufw_ipv6=False), [HOME, "fd00::/8"], "ufw", [*NEW, "ufw_add"], [], [], id="ufw-without-ipv6"
     ),
-    pytest.param(replace(UFW, ufw_incoming="reject"), [], "ufw", ["ufw_add"], [], [], id="ufw-rejects"),
-    pytest.param(
-        replace(BARE, ufw="inactive"), [], "nftables", ["write", "write", "load"], [], ["ufw is inactive"], id="ufw-off"
-    ),
-    pytest.param(UFW, ["10.0.0.0/8", "10.9.8.7"], "ufw", ["ufw_add", "ufw_add"], [], [], id="two-networks"),
-    pytest.param(UFW, ["fd00::/8"], "ufw", ["ufw_add"], [], ["IPv4; fd00::/8"], id="ufw-ipv6"),
-    pytest.param(replace(UFW, ufw_ipv6=False), [HOME, "fd00::/8"], "ufw", ["ufw_add"], [], [], id="ufw-without-ipv6"),
-    pytest.param(replace(BARE, nft=""), [], "nftables", ["write", "write", "load"], [], [], id="nothing-there"),
+    pytest.param(replace(BARE, nft=""), [], "nftables", NEW, [], [], id="nothing-there"),
     pytest.param(
         replace(BARE, nft="", can_install_packages=False),
         [],
@@ -104,6 +100,12 @@ HOSTS: list[Any] = [
         id="no-network",
     ),
     pytest.param(
+        Facts(tunnels=("10.8.0.6/16",)), [], "", [], ["10.8.0.6/16 of a tunnel). Name the networks"], [], id="tunnel"
+    ),
+    pytest.param(
+        replace(BARE, tunnels=("10.8.0.6/16",)), ["10.8.0.0/16"], "nftables", NEW, [], [], id="a-tunnel-that-is-named"
+    ),
+    pytest.param(
         replace(BARE, firewalld=True),
         [],
         "nftables",
@@ -120,7 +122,7 @@ HOSTS: list[Any] = [
         ),
         [],
         "nftables",
-        ["write", "write", "load"],
+        NEW,
         [],
         [],
         id="firewalld-lets-in",
@@ -129,7 +131,7 @@ HOSTS: list[Any] = [
         replace(BARE, published=(("theirs", "0.0.0.0:8080"), ("shy", "127.0.0.1:8080"), ("far", "0.0.0.0:9090"))),
         [],
         "nftables",
-        ["write", "write", "load"],
+        NEW,
         [],
         ["container theirs publishes 0.0.0.0:8080"],
         id="docker-goes-past",
@@ -154,7 +156,7 @@ def test_hosts(
 
 def test_a_second_run_changes_nothing() -> None:
     assert acts(plan(settled(BARE), CONFIG, 8080, [HOME])) == []
-    assert acts(plan(replace(UFW, ufw_rules=((HOME, 8080),)), CONFIG, 8080, [])) == []
+    assert acts(plan(replace(settled(UFW), ufw_rules=((HOME, 8080),)), CONFIG, 8080, [])) == []
 
 
 @pytest.mark.parametrize(
@@ -165,13 +167,18 @@ def test_a_second_run_changes_nothing() -> None:
         pytest.param(replace(settled(BARE), unit_enabled=False), ["load"], id="not-at-boot"),
         pytest.param(replace(settled(BARE), unit_active=False), ["load"], id="not-now"),
         pytest.param(
-            replace(settled(BARE), files={TABLE_FILE: settled(BARE).files[TABLE_FILE]}), ["write", "load"], id="no-unit"
+            replace(settled(BARE), files={**settled(BARE).files, UNIT_FILE: ""}), ["write", "load"], id="no-unit"
+        ),
+        pytest.param(
+            replace(settled(BARE), files={**settled(BARE).files, ADDITION_FILE: ""}),
+            ["write", "load"],
+            id="no-addition",
         ),
         pytest.param(settled(BARE, networks=("10.0.0.0/8",)), ["write", "load"], id="other-networks"),
         pytest.param(replace(settled(BARE), ufw_rules=((HOME, 8080),)), ["ufw_delete"], id="ufw-was-switched-off"),
-        pytest.param(settled(UFW), ["ufw_add", "unload", "remove", "remove"], id="ufw-was-switched-on"),
+        pytest.param(settled(UFW), ["ufw_add"], id="ufw-was-switched-on"),
         pytest.param(
-            replace(UFW, ufw_rules=((HOME, 8090), ("10.0.0.0/8", 8080))),
+            replace(settled(UFW), ufw_rules=((HOME, 8090), ("10.0.0.0/8", 8080))),
             ["ufw_add", "ufw_delete", "ufw_delete"],
             id="ufw-other-port-and-network",
         ),
@@ -189,14 +196,14 @@ def test_the_port_of_before_stays_restricted_until_nothing_listens_there() -> No
     )
     after = plan(between, CONFIG, 8080, [HOME])
     assert "tcp dport { 8080 } jump published" in after.changes[0].argument[1]
-    ufw = replace(UFW, ufw_rules=((HOME, 8090),))
+    ufw = replace(settled(UFW), ufw_rules=((HOME, 8090),))
     assert acts(plan(ufw, CONFIG, 8080, [HOME], kept_ports=True)) == ["ufw_add"]
 
 
 def test_all_that_is_ours_goes_and_nothing_else() -> None:
     made = plan(replace(settled(BARE), ufw_rules=((HOME, 8080),)), CONFIG, 0, gone=True)
-    assert acts(made) == ["ufw_delete", "unload", "remove", "remove"]
-    assert [change.argument for change in made.changes[2:]] == [(UNIT_FILE,), (TABLE_FILE,)]
+    assert acts(made) == ["ufw_delete", "unload", "remove", "remove", "remove"]
+    assert [change.argument for change in made.changes[2:]] == [(ADDITION_FILE,), (UNIT_FILE,), (TABLE_FILE,)]
     theirs = replace(BARE, files={TABLE_FILE: "# mine\n", UNIT_FILE: ""}, ruleset=[{"table": {"name": "filter"}}])
     assert acts(plan(theirs, CONFIG, 0, gone=True)) == []
     assert acts(plan(Facts(service_manager="supervisord"), CONFIG, 0, gone=True)) == []
@@ -236,9 +243,18 @@ ufw allow from 10.88.0.1 to any port 8080 proto tcp comment 'gpurig'
 ufw allow 22/tcp comment 'my ssh'
 ufw allow from 10.0.0.0/8 to any port 8080 proto tcp
 ufw allow from fd00::/8 to any port 8080 proto tcp comment 'gpurig'
+ufw allow from 192.168.1.0/24 to any port 8080 proto tcp comment 'not gpurig'
+ufw deny from 10.0.0.1 to any port 8080 proto tcp
 """
     assert ufw_rules(added) == (("10.88.0.1/32", 8080), ("fd00::/8", 8080))
+    assert ufw_rules(added, theirs=True) == (("10.0.0.0/8", 8080), (HOME, 8080))
     assert " ".join(ufw_words(HOME, 8080)) == "allow proto tcp from 192.168.1.0/24 to any port 8080"
+
+
+def test_an_address_of_a_tunnel_is_told_to_those_behind_it() -> None:
+    facts = replace(BARE, tunnels=("10.8.0.6/16", "100.64.0.9/32"))
+    assert reachable(facts, [HOME]) == BARE.addresses
+    assert reachable(facts, [HOME, "10.8.0.0/24"]) == (*BARE.addresses, "10.8.0.6/16")
 
 
 def test_networks() -> None:
