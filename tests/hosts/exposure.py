@@ -14,6 +14,7 @@ import argparse
 import errno
 import ipaddress
 import json
+import os
 import resource
 import select
 import socket
@@ -34,7 +35,10 @@ _LISTENING = {"tcp": "0A", "udp": "07"}  # linux/tcp_states.h; a udp socket with
 
 
 def scan(address: str, ports: Iterable[int] = EVERY_PORT, patience_s: float = PATIENCE_S) -> list[int]:
-    """The TCP ports where somebody accepts. `address`: IPv4 or IPv6, a link-local one as ADDRESS%INTERFACE."""
+    """The TCP ports where somebody accepts. `address`: IPv4 or IPv6, a link-local one as ADDRESS%INTERFACE.
+
+    Closed is what refuses or keeps silent. Raises OSError where a try proves nothing, for want of a route say.
+    """
     family, _kind, _protocol, _name, place = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)[0]
     at_once = _descriptors()
     waiting: dict[int, tuple[socket.socket, int, float]] = {}
@@ -49,19 +53,25 @@ def scan(address: str, ports: Iterable[int] = EVERY_PORT, patience_s: float = PA
                     waiting[probe.fileno()] = (probe, port, time.monotonic() + patience_s)
                 else:
                     probe.close()
-                    found += [port] if said == 0 else []
+                    found += [port] if _accepts(said, address, port) else []
                 if len(waiting) >= at_once:
                     break
             if not waiting:
                 return sorted(found)
-            found += list(_answered(poll, waiting))
+            found += list(_answered(poll, waiting, address))
     finally:
         poll.close()
         for probe, _port, _deadline in waiting.values():
             probe.close()
 
 
-def _answered(poll: select.epoll, waiting: dict[int, tuple[socket.socket, int, float]]) -> Iterator[int]:
+def _accepts(said: int, address: str, port: int) -> bool:
+    if said not in (0, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT):
+        raise OSError(said, f"{os.strerror(said)}; whether port {port} is open was not learnt", address)
+    return said == 0
+
+
+def _answered(poll: select.epoll, waiting: dict[int, tuple[socket.socket, int, float]], address: str) -> Iterator[int]:
     """Ports that accepted; those that refused or kept silent for too long are no longer waited for.
 
     Too long only where nothing comes any more: on a busy machine answers lie here longer than they took.
@@ -69,9 +79,10 @@ def _answered(poll: select.epoll, waiting: dict[int, tuple[socket.socket, int, f
     answers = poll.poll(0.05)
     for number, _event in answers:
         probe, port, _deadline = waiting.pop(number)
-        if probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0:
-            yield port
+        said = probe.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         probe.close()
+        if _accepts(said, address, port):
+            yield port
     now = time.monotonic()
     late = [] if answers else [number for number, (_probe, _port, deadline) in waiting.items() if deadline < now]
     for number in late:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,12 +39,33 @@ def test_listeners_beyond_loopback_are_read_from_the_kernels_tables() -> None:
     assert exposure.listeners(tables, {"88"}) == {"tcp 10.88.190.5:22"}
 
 
-@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+HAS_IPV6 = Path("/proc/net/if_inet6").exists() and "lo" in Path("/proc/net/if_inet6").read_text(encoding="ascii")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", *(["::1"] if HAS_IPV6 else [])])
 def test_open_ports_are_found_among_closed_ones(address: str) -> None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.create_server((address, 0), family=family) as opened:
-        port = opened.getsockname()[1]
-        assert exposure.scan(address, range(port - 20, port + 20)) == [port]
+    # A port that is bound and nobody listens at refuses, and nobody else can have it.
+    with socket.create_server((address, 0), family=family) as opened, socket.socket(family) as closed:
+        closed.bind((address, 0))
+        ports = [one.getsockname()[1] for one in (opened, closed)]
+        assert exposure.scan(address, ports) == ports[:1]
+
+
+@pytest.mark.parametrize("said", [errno.ENETUNREACH, errno.EADDRNOTAVAIL, errno.EHOSTUNREACH, errno.EACCES])
+@pytest.mark.parametrize("later", [False, True])
+def test_a_try_that_proves_nothing_is_no_closed_port(monkeypatch: pytest.MonkeyPatch, said: int, later: bool) -> None:
+    class Probe(socket.socket):
+        def connect_ex(self, _address: object) -> int:
+            return errno.EINPROGRESS if later else said
+
+        def getsockopt(self, *_option: object) -> int:  # type: ignore[override]
+            return said
+
+    monkeypatch.setattr(exposure.socket, "socket", Probe)
+    with pytest.raises(OSError, match="whether port 9 is open was not learnt") as caught:
+        exposure.scan("192.0.2.1", [9])
+    assert caught.value.errno == said
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ from testinfra.host import Host
 def test_nothing_of_ours_is_left(host: Host) -> None:
     """Neither rule nor table, unit nor file; the owner's rule is."""
     assert not host.file("/etc/systemd/system/gpurig-firewall.service").exists
+    assert not host.file("/etc/systemd/system/nftables.service.d").exists
     assert not host.file("/etc/gpurig/firewall.nft").exists
     assert not host.file("/etc/systemd/system/gpurig-open-webui.service.requires").exists
     if host.exists("ufw"):
         assert "gpurig" not in host.check_output("ufw show added")
         assert "theirs" in host.check_output("ufw status")
-    else:
-        assert "gpurig" not in host.check_output("nft list tables")
+    assert "gpurig" not in host.check_output("nft list tables")
 
 
 def test_the_page_went_on_on_loopback(host: Host) -> None:

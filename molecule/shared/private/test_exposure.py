@@ -16,11 +16,15 @@ from ansible_collections.gpurig.llm.molecule.shared.rig import noted, open_on_pu
 from ansible_collections.gpurig.llm.tests.hosts import exposure
 from testinfra.host import Host
 
-# Run on the host: listens on every address until it is ended, and prints its pid and its two ports.
+# Run on the host: listens on every address, IPv6 too where there is any, until it is ended, and prints its pid and its
+# two ports.
 OPEN = """
 import os, socket, sys, time
-tcp, udp = socket.create_server(("0.0.0.0", 0)), socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-udp.bind(("0.0.0.0", 0))
+both = os.path.exists("/proc/net/if_inet6") and socket.has_dualstack_ipv6()
+family, every = (socket.AF_INET6, "::") if both else (socket.AF_INET, "0.0.0.0")
+tcp = socket.create_server((every, 0), family=family, dualstack_ipv6=both)
+udp = socket.socket(family, socket.SOCK_DGRAM)
+udp.bind((every, 0))
 pid = os.fork()
 if pid:
     print(pid, tcp.getsockname()[1], udp.getsockname()[1])
@@ -47,10 +51,11 @@ def asked(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout.strip()
 
 
-def tried(host: Host) -> dict[str, list[int]]:
-    """Every address of the host and the TCP ports that accept there.
+def tried(host: Host) -> tuple[dict[str, list[int]], list[str]]:
+    """Every address of the host and the TCP ports that accept there; and those that cannot be tried from here.
 
-    Addresses behind the host, of its own containers' bridges say, are tried by a neighbour who has a route to them.
+    The latter are those of IPv6 where the machine that runs the tests has none on its side of the network. Addresses
+    behind the host, of its own containers' bridges say, are tried by a neighbour who has a route to them.
     """
     networks = json.loads(asked("podman", "inspect", "--format", "{{json .NetworkSettings.Networks}}", name_of(host)))
     near = {network["IPAddress"]: name for name, network in networks.items()}
@@ -60,14 +65,16 @@ def tried(host: Host) -> dict[str, list[int]]:
         for interface, address in known
         if address in near
     }
-    found, behind = {}, []
+    found, behind, missed = {}, [], []
     for interface, address in known:
         local = address.startswith("fe80:")
-        if interface in bridges:
+        if interface in bridges and ":" in address and not asked("ip", "-6", "address", "show", bridges[interface]):
+            missed.append(address)
+        elif interface in bridges:
             found[address] = exposure.scan(f"{address}%{bridges[interface]}" if local else address)
         elif not local:  # that is nobody's but its own link's
             behind.append(address)
-    return {**found, **(from_a_neighbour(host, next(iter(near.items())), behind) if behind else {})}
+    return {**found, **(from_a_neighbour(host, next(iter(near.items())), behind) if behind else {})}, missed
 
 
 def from_a_neighbour(host: Host, place: tuple[str, str], behind: list[str]) -> dict[str, list[int]]:
@@ -97,19 +104,22 @@ def listed(host: Host) -> set[str]:
 
 
 def test_nothing_is_reached_from_elsewhere(host: Host) -> None:
-    """But a port that is opened on purpose now is found both ways, so that the rest proves something."""
+    """But a port that is opened on purpose now is found both ways, at every address, so the rest proves something."""
     with opened(host) as on_purpose:
-        listening, reached = listed(host), tried(host)
+        listening, (reached, missed) = listed(host), tried(host)
     by_port = {f"{place.split()[0]} {place.rpartition(':')[2]}": place for place in sorted(listening)}
     answering = {f"tcp {port}" for ports in reached.values() for port in ports}
     allowed = open_on_purpose(host)
     lines = [f"{address}: tcp {', '.join(map(str, ports)) or 'none'}" for address, ports in reached.items()]
+    lines += [f"{address}: not tried, this machine has no IPv6 there" for address in missed]
     lines += [f"listens on {place}" for place in by_port.values()]
     lines += [f"allowed: {port}, {reason}" for port, reason in allowed.items()]
     noted(host, "exposed", [*lines, f"opened on purpose for this test: {', '.join(on_purpose)}"])
-    assert reached
+    assert any(":" not in address for address in reached)
     assert set(on_purpose) <= set(by_port)
-    assert on_purpose[0] in answering
+    assert [
+        address for address, ports in reached.items() if on_purpose[0] not in {f"tcp {port}" for port in ports}
+    ] == []
     strangers = (answering | set(by_port)) - set(on_purpose) - set(allowed)
     assert strangers == set(), lines
     assert set(allowed) <= answering | set(by_port), "what is allowed and closed needs no permission"
