@@ -64,7 +64,7 @@ INTEGRATION_PACKAGES = (*UNIT_PACKAGES, "postgresql")
 HOST_PACKAGES = (
     *("podman", "runc", "conmon", "netavark", "aardvark-dns", "iptables", "uidmap"),
     *("mmdebstrap", "busybox-static", "patchelf", "openssh-client", "git", "ca-certificates", "debian-archive-keyring"),
-    "gnupg",
+    *("gnupg", "iproute2"),
 )
 BROWSER_PACKAGES = ("chromium", "chromium-driver")
 # A browser for the page and a database, an ssh server for the tunnel.
@@ -217,10 +217,27 @@ def install_packages(names: Sequence[str]) -> str | None:
     if not absent:
         return None
     say(f"installing {' '.join(absent)} ...")
+    if problem := start_nothing(absent):
+        return problem
     quiet = {"DEBIAN_FRONTEND": "noninteractive"}
     run(["apt-get", "update", "-q"], env=quiet)  # one unreachable repository of many is no reason to stop
     code, output = run(["apt-get", "install", "-y", "-q", "--no-install-recommends", *absent], env=quiet)
     return None if code == 0 else f"apt-get install {' '.join(absent)} failed: {output.strip().splitlines()[-1:]}"
+
+
+def start_nothing(absent: Sequence[str], root: Path = Path("/")) -> str | None:
+    """Let these packages be programs only, for tests start what they need: no cluster of a database, no ssh server.
+
+    Files that are there already are left as they are. Returns what went wrong.
+    """
+    clusters = root / "etc/postgresql-common/createcluster.conf"
+    if "postgresql" in absent and not clusters.exists():
+        clusters.parent.mkdir(parents=True, exist_ok=True)
+        clusters.write_text("# Of ./rig test: its tests make their own clusters.\ncreate_main_cluster = false\n")
+    if "openssh-server" in absent and (root / "run/systemd/system").is_dir():
+        code, output = run(["systemctl", "mask", "ssh.service", "ssh.socket"])
+        return None if code == 0 else f"systemctl mask ssh.service ssh.socket failed: {output.strip()}"
+    return None
 
 
 def pip_settings() -> configparser.RawConfigParser:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import json
 import os
 import shutil
@@ -102,7 +103,10 @@ def _exposed(rig: Sandbox) -> set[str]:
     """What the rig's processes listen on beyond loopback."""
     inodes = set()
     for pid in marked_pids("GPURIG_ROOT", str(rig.root)):
-        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        descriptors: list[Path] = []
+        with contextlib.suppress(OSError):  # it may have ended by now
+            descriptors += Path(f"/proc/{pid}/fd").iterdir()
+        for descriptor in descriptors:
             with contextlib.suppress(OSError):
                 inodes.add(str(descriptor.readlink()).removeprefix("socket:[").removesuffix("]"))
     assert inodes
@@ -113,9 +117,10 @@ def _exposed(rig: Sandbox) -> set[str]:
 @contextlib.contextmanager
 def namespace() -> Iterator[Callable[[list[int]], dict[str, list[int]]]]:
     """A network namespace with a way to this machine; yields what tries ports of all our addresses from there."""
-    name, here, there = "gpurig-e2e", "198.18.76.1", "198.18.76.2"  # of the network for tests (RFC 2544)
+    # Four addresses for each run, of the network for tests (RFC 2544); an interface's name has at most 15 letters.
+    subnet = ipaddress.ip_address("198.18.0.0") + os.getpid() % 2**15 * 4
+    name, here, there = f"rig-{os.getpid()}", subnet + 1, subnet + 2
     steps = [
-        f"netns add {name}",
         f"link add {name} type veth peer name {name}-1 netns {name}",
         f"address add {here}/30 dev {name}",
         f"link set {name} up",
@@ -130,6 +135,7 @@ def namespace() -> Iterator[Callable[[list[int]], dict[str, list[int]]]]:
         program = [sys.executable, str(Path(exposure.__file__)), "--ports", ",".join(map(str, ports)), *addresses]
         return dict(json.loads(ip(f"netns exec {name}", *program)))
 
+    ip(f"netns add {name}")
     try:
         for step in steps:
             ip(step)

@@ -42,8 +42,16 @@ PLACES = (
     "/srv/compose",
 )
 OPEN_TO_ALL = "/tmp"
-# Layers of images and what containers wrote, each once and not again as it is mounted; and what they printed.
-DOCKER = ("/var/lib/docker/overlay2", "/var/lib/docker/containers")
+# Layers of images and what containers wrote, each once and not again as it is mounted: of Docker's own store, and of
+# containerd's, which new hosts have since Docker 29, in the system's containerd and in the one that Docker starts.
+SNAPSHOTS = "io.containerd.snapshotter.v1.overlayfs/snapshots"
+LAYERS = (
+    "/var/lib/docker/overlay2",
+    "/var/lib/docker/vfs/dir",
+    f"/var/lib/containerd/{SNAPSHOTS}",
+    f"/var/lib/docker/containerd/daemon/{SNAPSHOTS}",
+)
+PRINTED = "/var/lib/docker/containers"
 MOUNTED = ("merged", "work")
 CREDENTIALS = r"/run/credentials/gpurig-[^/]+\.service/"
 DOCKERS_OWN = ("config.v2.json", "hostconfig.json")  # root's alone; the environment of a container stands in it
@@ -96,7 +104,7 @@ def texts() -> Iterator[tuple[str, bytes]]:
 def trees(paths: dict[str, str]) -> list[str]:
     """Folders to search, none of them inside another one."""
     tops = {*PLACES, *(path for name, path in paths.items() if name not in LEFT_OUT)}
-    tops.update(folder for folder in DOCKER if Path(folder).is_dir())
+    tops.update(folder for folder in (*LAYERS, PRINTED) if Path(folder).is_dir())
     return sorted(top for top in tops if not any(top != other and top.startswith(f"{other}/") for other in tops))
 
 
@@ -108,11 +116,11 @@ def files(paths: dict[str, str]) -> Iterator[Path]:
             if "CACHEDIR.TAG" in leaves:  # of packages, as uv's
                 names.clear()
                 continue
-            in_layers = Path(folder).parent == Path(DOCKER[0])
+            in_layers = str(Path(folder).parent) in LAYERS
             names[:] = [name for name in names if f"{folder}/{name}" not in left_out]
             names[:] = [name for name in names if not (in_layers and name in MOUNTED)]
             for leaf in leaves:
-                if folder.startswith(DOCKER[1]) and leaf in DOCKERS_OWN:
+                if folder.startswith(PRINTED) and leaf in DOCKERS_OWN:
                     continue
                 path = Path(folder, leaf)
                 with suppress(OSError):
@@ -146,9 +154,18 @@ def planted(paths: dict[str, str], value: str) -> dict[str, Path]:
     return spots
 
 
+def images() -> int:
+    """How many images Docker has here; 0 without Docker. Each has a layer, so something of it has to be searched."""
+    if not shutil.which("docker"):
+        return 0
+    listed = subprocess.run(["docker", "images", "--quiet"], capture_output=True, check=True, timeout=60).stdout
+    return len(listed.split())
+
+
 def main(paths: dict[str, str]) -> dict[str, object]:
     """{values: secret -> its file, wrong: what was found where it may not be, found: places of the planted value,
-    planted: places where it was put, modes: secret files that others may read, searched: number of files}.
+    planted: places where it was put, modes: secret files that others may read, searched: number of files, layers: of
+    them in layers of images, images: how many images Docker has}.
     """
     kept = secret_files(paths)
     known: dict[bytes, str] = {}
@@ -160,7 +177,7 @@ def main(paths: dict[str, str]) -> dict[str, object]:
     spots = planted(paths, mine)
     data = [*Path("/dev/shm").glob("gpurig-open-webui-*")]
     data += [Path(paths["state"], "open_webui")] if "state" in paths else []
-    wrong, found, searched = [], [], 0
+    wrong, found, searched, layers = [], [], 0, 0
     try:
         contents = ((str(path), path) for path in files(paths) if path not in kept and not is_private(path, data))
         for where, content in [*texts(), *contents]:
@@ -169,6 +186,7 @@ def main(paths: dict[str, str]) -> dict[str, object]:
             except OSError:
                 continue
             searched += 1
+            layers += where.startswith(tuple(f"{folder}/" for folder in LAYERS))
             found += [where] if mine.encode() in text else []
             wrong += sorted({f"{path} is in {where}" for value, path in known.items() if value in text})
     finally:
@@ -182,6 +200,8 @@ def main(paths: dict[str, str]) -> dict[str, object]:
         "planted": sorted(planted_in),
         "modes": [str(path) for path in kept if stat.S_IMODE(path.stat().st_mode) & 0o077],
         "searched": searched,
+        "layers": layers,
+        "images": images(),
     }
 
 

@@ -77,7 +77,9 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     (tmp_path / "state/open_webui").mkdir(mode=0o700)
     monkeypatch.setattr(secrets_search, "PLACES", (str(tmp_path),))
     monkeypatch.setattr(secrets_search, "OPEN_TO_ALL", str(tmp_path))
-    monkeypatch.setattr(secrets_search, "DOCKER", (str(tmp_path / "layers"), str(tmp_path / "containers")))
+    snapshots = str(tmp_path / "containerd" / secrets_search.SNAPSHOTS)
+    monkeypatch.setattr(secrets_search, "LAYERS", (str(tmp_path / "layers"), snapshots))
+    monkeypatch.setattr(secrets_search, "PRINTED", str(tmp_path / "containers"))
     monkeypatch.setattr(secrets_search, "texts", lambda: iter([("command line of 1", b"serve\0--port")]))
     monkeypatch.setattr(secrets_search.shutil, "which", lambda _name: None)
     chat = Path(paths["secrets"], "chat.env")
@@ -111,6 +113,7 @@ def test_secrets_in_their_own_files_are_fine(host: dict[str, str]) -> None:
         ("config/compose.yml", "password: pass@word", "secrets/chat.env"),
         ("state/record.json", "private-lines", "state/far.key"),
         ("layers/0a1b/diff/app/env", "chat-key-chat", "secrets/chat.env"),
+        (f"containerd/{secrets_search.SNAPSHOTS}/7/fs/app/env", "chat-key-chat", "secrets/chat.env"),
         ("containers/0a1b/0a1b-json.log", "chat-key-chat", "secrets/chat.env"),
     ],
 )
@@ -118,7 +121,9 @@ def test_a_secret_elsewhere_is_found(host: dict[str, str], place: str, text: str
     top = Path(host["log"]).parent
     (top / place).parent.mkdir(parents=True, exist_ok=True)
     (top / place).write_text(text, encoding="utf-8")
-    assert secrets_search.main(host)["wrong"] == [f"{top / secret} is in {top / place}"]
+    done = secrets_search.main(host)
+    assert done["wrong"] == [f"{top / secret} is in {top / place}"]
+    assert done["layers"] == place.startswith(("layers", "containerd"))
 
 
 def test_a_secret_on_a_command_line_and_a_file_that_others_read_are_found(

@@ -192,3 +192,20 @@ def test_the_steps_of_a_scenario_are_measured() -> None:
     steps.see(colour.format("create", "Executed: Successful"), 16.0)
     assert steps.rows == [("create", 2.0, 300), ("verify", 3.0, 0)]
     assert steps.in_words() == "5 s, 300 MiB: create 2 s 300 MiB, verify 3 s 0 MiB"
+
+
+def test_packages_of_servers_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(levels, "run", lambda command, **_options: told.append(command) or (0, ""))
+    conf = tmp_path / "etc/postgresql-common/createcluster.conf"
+    assert levels.start_nothing(["gcc"], tmp_path) is None
+    assert levels.start_nothing(["openssh-server"], tmp_path) is None
+    assert not conf.exists()
+    assert told == [], "without systemd no package starts anything"
+    (tmp_path / "run/systemd/system").mkdir(parents=True)
+    assert levels.start_nothing(["postgresql", "openssh-server"], tmp_path) is None
+    assert conf.read_text(encoding="utf-8").splitlines()[-1] == "create_main_cluster = false"
+    assert told == [["systemctl", "mask", "ssh.service", "ssh.socket"]]
+    conf.write_text("theirs", encoding="utf-8")
+    assert levels.start_nothing(["postgresql"], tmp_path) is None
+    assert conf.read_text(encoding="utf-8") == "theirs"

@@ -44,6 +44,7 @@ def test_no_secret_is_where_it_does_not_belong(host: Host, searched: dict[str, o
     assert set(put) - set(found) == set()
     assert searched["wrong"] == []
     assert searched["modes"] == []
+    assert bool(searched["layers"]) >= bool(searched["images"]), "Docker has images, and no layer of them was searched"
 
 
 def test_ansible_told_no_secret(host: Host, searched: dict[str, object]) -> None:
