@@ -27,6 +27,7 @@ import time
 import urllib.request
 import xml.etree.ElementTree as ET
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,6 +45,8 @@ PATIENCE_S = 20.0  # from a polite end to a hard one
 NEVER_TRACKED = {".git", ".venv", ".cache", ".ansible", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".hypothesis"}
 NEVER_TRACKED |= {"__pycache__", "build", "output"}
 Command = Sequence[str | Path]
+RUNNING: set[subprocess.Popen[str]] = set()
+LONG_SCENARIOS = {"compose", "page", "vllm"}
 OURS = "ansible_collections.gpurig.llm."
 # What an installed collection has no use for; a name here is wrong as any part of a path in it.
 NOT_SHIPPED = {
@@ -129,6 +132,7 @@ def run(
         errors="replace",
         start_new_session=True,
     )
+    RUNNING.add(process)
     try:
         output, _none = process.communicate(timeout=timeout_s)
     except BaseException as error:
@@ -136,6 +140,8 @@ def run(
         if not isinstance(error, subprocess.TimeoutExpired):
             raise
         return 124, f"{output or ''}\nended after {timeout_s:.0f} s"
+    finally:
+        RUNNING.discard(process)
     return process.returncode, output or ""
 
 
@@ -687,7 +693,7 @@ def scenario(name: str, env: Mapping[str, str]) -> tuple[int, str]:
     def follow() -> None:
         with os.fdopen(read, encoding="utf-8", errors="replace") as lines:
             for line in lines:
-                say(line.rstrip("\n"))
+                say(f"{name}| {line.rstrip()}")
                 steps.see(line, time.monotonic())
 
     def sample() -> None:
@@ -714,7 +720,7 @@ def inventory_of(scenario: str) -> str:
 
 
 def molecule(extra: list[str]) -> Outcome:
-    """Every Molecule scenario, or those named, one after the other."""
+    """Every Molecule scenario, or those named; two at a time, for each waits half of its time."""
     scenarios = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
     chosen = [name for name in scenarios if not extra or name in extra]
     if not is_root_on_debian():
@@ -731,12 +737,22 @@ def molecule(extra: list[str]) -> Outcome:
         "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf"),
         "GPURIG_TORCH_CPU": torch_cpu(),
     }
-    took = {}
-    for name in chosen:
-        code, took[name] = scenario(name, env)
+    at_once = min(2, os.cpu_count() or 1)
+    chosen.sort(key=lambda name: (name not in LONG_SCENARIOS, name))
+    with ThreadPoolExecutor(at_once) as pool:
+        runs = {name: pool.submit(scenario, name, env) for name in chosen}
+        try:
+            wait(runs.values())
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for process in list(RUNNING):
+                stop(process)
+            raise
+    for name, done in runs.items():
+        code, words = done.result()
         outcome.add(name, None if code == 0 else f"molecule ended with exit code {code}")
-    for name, words in took.items():
-        say(f"{name}: {words}")
+        beside = " (memory: with the scenario beside it)" if len(chosen) > 1 and at_once > 1 else ""
+        say(f"{name}: {words}{beside}")
     return outcome
 
 

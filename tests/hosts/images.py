@@ -12,6 +12,7 @@ index: Debian's mirror is the one of this machine's apt.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -21,8 +22,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,6 +108,15 @@ def mirrors(suite: str) -> list[str]:
     ]
 
 
+@contextmanager
+def alone(what: str) -> Iterator[None]:
+    """Let others wait who want to make the same: scenarios run side by side."""
+    (CACHE / "images").mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"images/.{what}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def make_image(sort: str, suite: str, packages: Sequence[str] = ()) -> str:
     """Name of the image, made when it is in neither podman's store nor the cache. `packages`: beyond the sort's own.
 
@@ -124,23 +134,25 @@ def make_image(sort: str, suite: str, packages: Sequence[str] = ()) -> str:
     made_from = "\n".join([suite, *options, *recipe.changes]).replace(str(INIT), INIT.read_text(encoding="utf-8"))
     digest = hashlib.sha256(made_from.encode()).hexdigest()[:16]
     image, archive = f"localhost/gpurig-{sort}-{suite}:{digest}", CACHE / f"images/{sort}-{suite}-{digest}.tar"
-    if podman("image", "exists", image).returncode == 0:
-        return image
+    with alone(f"{sort}-{suite}"):
+        if podman("image", "exists", image).returncode != 0:
+            _make_image(image, archive, [*options, suite], recipe.changes)
+    return image
+
+
+def _make_image(image: str, archive: Path, options: Sequence[str], changes: Sequence[str]) -> None:
     if not archive.is_file():
-        archive.parent.mkdir(parents=True, exist_ok=True)
-        for old in archive.parent.glob(f"{sort}-{suite}-*.part.tar"):
-            old.unlink()
         part = archive.with_suffix(".part.tar")
-        command = ["mmdebstrap", "--quiet", *options, suite, str(part), *mirrors(suite)]
+        part.unlink(missing_ok=True)
+        command = ["mmdebstrap", "--quiet", *options, str(part), *mirrors(options[-1])]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
         if done.returncode:
-            raise HostError(f"mmdebstrap could not make {sort} {suite}: {done.stderr[-2000:]}")
+            raise HostError(f"mmdebstrap could not make {image}: {done.stderr[-2000:]}")
         part.rename(archive)
-    changes = [word for change in recipe.changes for word in ("--change", change)]
-    imported = podman("import", *changes, archive, image, timeout_s=300)
+    words = [word for change in changes for word in ("--change", change)]
+    imported = podman("import", *words, archive, image, timeout_s=300)
     if imported.returncode:
         raise HostError(f"podman could not import {archive}: {imported.stderr.decode(errors='replace')}")
-    return image
 
 
 def python_archive() -> Path | None:
@@ -158,14 +170,15 @@ def python_archive() -> Path | None:
         return None
     digest = hashlib.sha256("".join(map(str, newest.values())).encode() + Path(__file__).read_bytes()).hexdigest()[:16]
     folder = CACHE / f"images/python-{digest}"
-    if not folder.is_dir():
-        part = folder.with_name(f"{folder.name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        part.chmod(0o755)  # read by any user of a host
-        listing = dict(pack_python(prefix, part) for prefix in newest.values())
-        (part / "downloads.json").write_text(json.dumps(listing), encoding="utf-8")
-        part.rename(folder)
+    with alone("python"):
+        if not folder.is_dir():
+            part = folder.with_name(f"{folder.name}.part")
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+            part.chmod(0o755)  # read by any user of a host
+            listing = dict(pack_python(prefix, part) for prefix in newest.values())
+            (part / "downloads.json").write_text(json.dumps(listing), encoding="utf-8")
+            part.rename(folder)
     return folder
 
 

@@ -26,7 +26,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ansible_collections.gpurig.llm.scripts.test_levels import CACHE, ROOT
-from ansible_collections.gpurig.llm.tests.hosts.images import HostError, make_image, podman, python_archive
+from ansible_collections.gpurig.llm.tests.hosts.images import HostError, alone, make_image, podman, python_archive
 
 LOCK = ROOT / "roles/open_webui/files/webui.lock"
 NAME = "open-webui/open-webui"
@@ -214,8 +214,14 @@ def folder() -> Path:
     made_from = Path(__file__).read_bytes() + LOCK.read_bytes()
     made_from += Path(__file__).with_name("images.py").read_bytes()
     done = CACHE / f"images/webui-{hashlib.sha256(made_from).hexdigest()[:16]}"
-    if done.is_dir():
-        return done
+    with alone("webui"):
+        if not done.is_dir():
+            make_folder(done)
+    return done
+
+
+def make_folder(done: Path) -> None:
+    """Make it, in place of those of earlier recipes. Raises HostError."""
     for old in done.parent.glob("webui-*"):
         if re.fullmatch(r"webui-[0-9a-f]{16}(\.part)?", old.name):
             shutil.rmtree(old)
@@ -227,7 +233,6 @@ def folder() -> Path:
     (part / "digests.json").write_text(json.dumps(digests), encoding="ascii")
     podman("rmi", "--force", *names.values(), "localhost/gpurig-webui-base")
     part.rename(done)
-    return done
 
 
 def main() -> int:
