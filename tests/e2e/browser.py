@@ -93,13 +93,15 @@ class Browser:
     def choose(self, model: str) -> list[str]:
         """Open the list of models, choose one, and return all that were offered."""
         self.click(MODEL)
-        offered = self.wait(lambda: self.all("[role=option], [data-value]"), "the list of models")
-        names = [str(row.text.split("\n")[0]) for row in offered]
+        names: list[str] = self.wait(
+            lambda: [str(row.text.split("\n")[0]) for row in self.all("[role=option], [data-value]") if row.text],
+            "the list of models",
+        )
         self.wait(
             lambda: next(row for row in self.all("[role=option], [data-value]") if model in row.text).click() or True,
             f"{model} to choose",
         )
-        return [name for name in names if name]
+        return names
 
     def ask(self, question: str, limit_s: float = 90) -> Answer:
         """Ask and watch the answer come; it is whole when it stays the same for two seconds."""

@@ -262,7 +262,7 @@ def play(*more: str, **pod: Any) -> subprocess.CompletedProcess[str]:
     program = str(Path(sys.executable).with_name("ansible-playbook"))
     command = [sys.executable, program, str(CHECKOUT / "site.yml"), *inventories, *more]
     env = {**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300, env=env)
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=900, env=env)
 
 
 def test_another_pod_in_its_place_is_followed_when_the_inventory_says_so(chain: Chain) -> None:
@@ -282,7 +282,7 @@ def test_another_pod_in_its_place_is_followed_when_the_inventory_says_so(chain: 
     done = play("--limit", HOME, ansible_port=MOVED_PORT)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr
     run_s = time.monotonic() - back
-    took_s = seconds_to_an_answer(page, back)
+    took_s = seconds_to_an_answer(page, back, run_s + 60)
     print(f"\na moved pod: the playbook ran {run_s:.0f} s, a chat was answered {took_s:.1f} s after the pod was there")
     assert chain.pids() == before, "page or tunnel were started anew"
     assert "Page: http://127.0.0.1:8080" in done.stdout
