@@ -1,7 +1,10 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""playbooks/page.yml with --tags: what it removes, it removes then too."""
+"""What playbooks take away of a page, on a sandbox that has the records of one and a docker command that notes calls.
+
+Containers of a real Docker are in molecule/compose.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,24 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+from ansible_collections.gpurig.llm.plugins.module_utils.docker_images import Image, answer_dir
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+IMAGE = Image("ghcr.io/open-webui/open-webui", f"sha256:{'a' * 64}")
+DOCKER = """#!/bin/sh
+echo "$@" >> "$0.calls"
+exit {code}
+"""
+Play = Callable[..., str]
 
 
-def test_what_nobody_asks_for_is_stopped_with_tags_too(tmp_path: Path) -> None:
-    """The firewall's rules go with that tag, so the page has to go with it before."""
+@pytest.fixture
+def play(tmp_path: Path) -> Play:
+    """Run a playbook of ours on a sandbox with a page in a container and a tunnel; return what it printed."""
     host = {
         "ansible_connection": "local",
         "ansible_python_interpreter": sys.executable,
@@ -24,23 +38,68 @@ def test_what_nobody_asks_for_is_stopped_with_tags_too(tmp_path: Path) -> None:
     }
     inventory = tmp_path / "inventory.yml"
     inventory.write_text(json.dumps({"all": {"hosts": {"here": host}}}), encoding="utf-8")
-    services = tmp_path / "rig/etc/services"
-    services.mkdir(parents=True)
+    config = tmp_path / "rig/etc"
+    (config / "services").mkdir(parents=True)
     for name, owner in (("open-webui", "page"), ("tunnel-far", "tunnel")):
         record = {"name": name, "labels": {"owner": owner}}
-        (services / f"{name}.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "ansible", "playbook", "--inventory", str(inventory), "--check"),
-            *("--tags", "open_webui,tunnel", str(REPOSITORY / "playbooks/page.yml")),
-        ],
-        env={**os.environ, "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "changed: [here] => (item=open-webui)" in done.stdout
-    assert "changed: [here] => (item=tunnel-far)" in done.stdout
-    assert "open_webui : See whether the page ran in a container" in done.stdout
+        (config / f"services/{name}.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+    answer = answer_dir(IMAGE, config / "open_webui_images") / "open_webui.json"
+    answer.parent.mkdir(parents=True)
+    answer.write_text(json.dumps({"reference": IMAGE.reference}), encoding="utf-8")
+    docker = tmp_path / "bin/docker"
+    docker.parent.mkdir()
+
+    def run(name: str, *words: str, code: int = 0, **variables: object) -> str:
+        docker.write_text(DOCKER.format(code=code), encoding="utf-8")
+        docker.chmod(0o755)
+        more = ["--extra-vars", json.dumps(variables)]
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "ansible",
+                "playbook",
+                "-i",
+                inventory,
+                REPOSITORY / "playbooks" / name,
+                *more,
+                *words,
+            ],
+            env={
+                **os.environ,
+                "ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg"),
+                "ANSIBLE_NOCOLOR": "1",
+                "PATH": f"{docker.parent}:{os.environ['PATH']}",
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
+
+
+def test_what_nobody_asks_for_is_stopped_with_tags_too(play: Play) -> None:
+    """The firewall's rules go with that tag, so the page has to go with it before."""
+    said = play("page.yml", "--check", "--tags", "open_webui,tunnel")
+    assert "changed: [here] => (item=open-webui)" in said
+    assert "changed: [here] => (item=tunnel-far)" in said
+    assert "open_webui : Remove its container and its images" in said
+
+
+def test_an_uninstall_takes_the_page_s_container(play: Play, tmp_path: Path) -> None:
+    """With consent only, and not when there is no engine that could: then it says what stays, and goes on."""
+    calls = tmp_path / "bin/docker.calls"
+    play("uninstall.yml")
+    assert not calls.exists()
+    said = play("uninstall.yml", code=1, rig_tool_args=["--yes"])
+    unwrapped = "".join(said.split())
+    assert all(f"{what}:noDockeranswershere" in unwrapped for what in ("gpurig-open-webui", IMAGE.reference))
+    calls.unlink()
+    play("uninstall.yml", rig_tool_args=["--yes"])
+    done = [line for line in calls.read_text().splitlines() if "rm" in line.split()]
+    assert done == ["rm --force gpurig-open-webui", f"image rm {IMAGE.reference}"]
+    assert not (tmp_path / "rig/etc/open_webui_images").exists()
