@@ -9,6 +9,7 @@ import contextlib
 import http.server
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -47,6 +48,7 @@ class Node:
     ssh_port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
     host_key: str = ""
+    more: str = ""
 
     def start(self, new_key: bool = False) -> None:
         key = self.place / "host_key"
@@ -56,6 +58,7 @@ class Node:
         config.write_text(
             f"Port {self.ssh_port}\nListenAddress 127.0.0.1\nHostKey {key}\nPidFile none\nStrictModes no\nUsePAM no\n"
             f"AuthorizedKeysFile {self.authorized}\nPasswordAuthentication no\nPermitRootLogin prohibit-password\n"
+            f"{self.more}"
         )
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
@@ -254,7 +257,7 @@ def test_a_refused_key_and_a_taken_port_are_named(near: Near) -> None:
 
 
 PLAY = """
-- hosts: node
+- hosts: node:other
   gather_facts: false
   tasks:
     - name: Learn where the node has its keys
@@ -291,9 +294,13 @@ class Homes:
         home = {"rig_root": str(self.box.root), "rig_tunnels": [{**one, **tunnel}]}
         home |= {"tunnel_authorized_keys": str(self.node.authorized), "tunnel_start_timeout_s": 15}
         node = {**where, "rig_root": str(self.place / "away"), "rig_instances": instances}
-        hosts = {"home": {**local, **home}, "node": {**local, **node, **self.reached}}
+        hosts = {"home": {**local, **home}, "node": {**local, **node, **self.reached}, "other": {**local, **node}}
         (self.place / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))
         return self.play(self.place / "play.yml", *more)
+
+    def blob(self) -> str:
+        """What tells the tunnel's key from every other."""
+        return (self.box.root / "etc" / "tunnels" / "far.key.pub").read_text().split()[1]
 
     def play(self, playbook: Path, *more: str) -> Result:
         program = str(Path(sys.executable).with_name("ansible-playbook"))
@@ -315,11 +322,38 @@ class Homes:
         return Result(done.returncode, done.stdout + recap, time.monotonic() - began)
 
 
-def may_nothing_else(keys: Path, node: Node) -> bool:
-    """Whether the tunnel's key neither runs a command nor opens or listens on another port of the node."""
+def with_the_key(keys: Path, node: Node) -> list[str]:
+    """The ssh command of somebody who has copied the tunnel's key."""
     options = ["-F", "none", "-o", "BatchMode=yes", "-o", "HostKeyAlias=node", "-o", "ExitOnForwardFailure=yes"]
     options += ["-o", f"UserKnownHostsFile={keys / 'far.known_hosts'}", "-i", str(keys / "far.key")]
-    ssh = ["timeout", "10", "ssh", *options, "-p", str(node.ssh_port), f"{USER}@127.0.0.1"]
+    return ["timeout", "10", "ssh", *options, "-p", str(node.ssh_port), f"{USER}@127.0.0.1"]
+
+
+def reaches_sockets(keys: Path, node: Node) -> list[bool]:
+    """Whether the tunnel's key connects to a UNIX socket of the node, and whether it makes one there."""
+    there, made = node.place / "there.sock", node.place / "made.sock"
+    near = keys.parent / "near.sock"
+    for path in (there, made, near):
+        path.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(there))
+        listening.listen()
+        ssh = [*with_the_key(keys, node)[2:], "-N"]
+        forwards = ["-L", f"{near}:{there}", "-R", f"{made}:127.0.0.1:9", "-o", "ExitOnForwardFailure=no"]
+        with subprocess.Popen(["ssh", *forwards, *ssh[1:]], stderr=subprocess.DEVNULL) as process:
+            try:
+                wait_for(near.exists, 10, "the near end")
+                with socket.socket(socket.AF_UNIX) as asking:
+                    asking.connect(str(near))
+                    reached = bool(select.select([listening], [], [], 3)[0])
+                return [reached, made.exists()]
+            finally:
+                process.terminate()
+
+
+def may_nothing_else(keys: Path, node: Node) -> bool:
+    """Whether the tunnel's key neither runs a command nor opens or listens on another TCP port of the node."""
+    ssh = with_the_key(keys, node)
     more = (["echo", "ran"], ["-W", f"127.0.0.1:{node.ssh_port}"], ["-N", "-R", f"127.0.0.1:{free_port()}:127.0.0.1:9"])
     done = [subprocess.run([*ssh, *words], check=False, capture_output=True, text=True) for words in more]
     assert [one.returncode for one in done] == [1, 255, 255], done
@@ -341,30 +375,56 @@ def test_the_role(node: Node, tmp_path: Path) -> None:
             assert "the-key-of-the-node" not in result.text
             rights = f'restrict,port-forwarding,permitopen="127.0.0.1:{first}",permitlisten="127.0.0.1:1"'
             assert node.authorized.read_text().startswith(f'{rights},command="/bin/false" ssh-ed25519 ')
-            assert may_nothing_else(tmp_path / "home" / "etc" / "tunnels", node)
+            keys = tmp_path / "home" / "etc" / "tunnels"
+            assert may_nothing_else(keys, node)
+            assert reaches_sockets(keys, node) == [False, True], "README and role say that sshd cannot limit the latter"
+            node.stop()
+            node.more = "AllowStreamLocalForwarding no\n"
+            node.start()
+            assert reaches_sockets(keys, node) == [False, False]
+            wait_for(lambda: answer(homes.port) == "first", 20, "the tunnel, which needs none")
             again = homes.run(first)
             assert (again.rc, again.changed) == (0, 0), again.changed_tasks
             pid = homes.box.services()["tunnel-far"]["pid"]
+            blob = f"ssh-ed25519 {homes.blob()}"
+            neighbour = "restrict ssh-ed25519 AAAAneighbour gpurig tunnel far of home\n"
+            node.authorized.write_text(f"restrict,port-forwarding {blob} gpurig tunnel far\n{neighbour}")
             moved = homes.run(second)
             assert moved.rc == 0, moved.text[-5000:]
             wait_for(lambda: answer(homes.port) == "second", 20, "the moved engine")
             assert homes.box.services()["tunnel-far"]["pid"] == pid, "the tunnel was restarted"
-            assert node.authorized.read_text().count("ssh-ed25519") == 1
-            assert f" gpurig tunnel far of home{chr(10)}" in node.authorized.read_text()
+            mended = node.authorized.read_text()
+            assert mended.startswith(f"{neighbour}{rights.replace(str(first), str(second))},command=")
+            assert mended.endswith(f" {blob} gpurig tunnel far of home\n")
+            assert mended.count("ssh-ed25519") == 2
             nowhere = homes.run(second, instance="chatt")
             assert nowhere.rc != 0
             assert "Instances there: chat" in nowhere.text
             homes.reached = {"ansible_connection": "ssh", "ansible_port": free_port()}
-            silent = homes.run(second, "--limit", "home", ssh_port=node.ssh_port)
+            silent = homes.run(second, "--limit", "home", ssh_port=free_port())
             assert (silent.rc, silent.changed) == (0, 0), silent.text[-5000:]
             assert "node does not answer now, so the tunnel far stays as it was" in silent.text
+            time.sleep(2)  # a running tunnel looks at its target twice a second
             assert answer(homes.port) == "second"
             homes.reached = {}
             limited = homes.run(second, "--limit", "home")
             assert (limited.rc, limited.changed) == (0, 0), limited.changed_tasks
+            unbuilt = tmp_path / "away" / "etc" / "secrets" / "chat.env"
+            unbuilt.rename(unbuilt.with_suffix(".aside"))
+            early = homes.run(second, "--limit", "home")
+            assert early.rc != 0
+            assert "node has no instance chat yet" in early.text
+            assert "without --limit, or with --limit node" in early.text
+            unbuilt.with_suffix(".aside").rename(unbuilt)
+            other = homes.run(second, host="other")
+            assert other.rc == 0, other.text[-5000:]
+            wait_for(lambda: answer(homes.port) == "second", 20, "the other node")
+            now = node.authorized.read_text().removeprefix(neighbour)
+            assert ([now.count("ssh-ed25519"), blob in now], now.split()[2]) == ([1, False], homes.blob())
             removed = homes.play(CHECKOUT / "playbooks" / "uninstall.yml", "-e", '{"rig_tool_args": ["--yes"]}')
             assert removed.rc == 0, removed.text[-5000:]
             assert not listens(homes.port)
-            assert (node.authorized.read_text(), list(homes.box.root.rglob("*far*"))) == ("", [])
+            assert (node.authorized.read_text(), list(homes.box.root.rglob("*far*"))) == (neighbour, [])
     finally:
         homes.box.end()
+        node.more = ""

@@ -38,4 +38,5 @@ def test_the_scenario_says_the_same_of_its_hosts() -> None:
     home, pod = proven["gpurig-page-home"], proven["gpurig-page-pod"]
     assert set(hosts()["home"]) - {"ansible_connection", "rig_models"} <= set(home)
     assert set(hosts()["pod1"]) - {"rig_models"} <= set(pod)
-    assert set(hosts()["home"]["rig_tunnels"][0]) == set(home["rig_tunnels"][0])
+    # The scenario also gives the tunnel a user of its own, as the text below advises.
+    assert {*hosts()["home"]["rig_tunnels"][0], "user"} == set(home["rig_tunnels"][0])

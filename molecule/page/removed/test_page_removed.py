@@ -15,4 +15,4 @@ def test_services_and_keys_are_gone_and_data_stay() -> None:
     assert home.run("find /etc/systemd -name '*gpurig-open-webui*' -o -name '*gpurig-tunnel*'").stdout == ""
     assert home.run("find /etc/gpurig -name '*pod*'").stdout == ""
     assert home.file("/var/lib/gpurig/open_webui/webui.db").exists
-    assert "gpurig tunnel" not in pod.run("cat /root/.ssh/authorized_keys").stdout
+    assert "gpurig tunnel" not in pod.check_output("cat /home/forward/.ssh/authorized_keys")
