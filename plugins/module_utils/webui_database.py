@@ -11,15 +11,19 @@ Here is SQLite, in the page's data directory; webui_postgres has PostgreSQL.
 from __future__ import annotations
 
 import contextlib
+import filecmp
 import json
 import os
 import re
 import sqlite3
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+
+from .services import write_text
 
 DATABASE = "webui.db"
 BACKUPS = "backups"
@@ -38,9 +42,12 @@ class DatabaseError(Exception):
 def acting_as_owner(directory: Path) -> Iterator[None]:
     """Let root do nothing in a service's directory, where there is one, that the service could not do itself.
 
-    For a while only: a module's last words take parts of Ansible that root alone may read.
+    For a while only: a module's last words take parts of Ansible that root alone may read. Where the owner is root, as
+    of a volume in which a container writes as root, nothing is let go, so links are refused for everybody.
+    Raises DatabaseError for what the service cannot have put there, or a directory that its owner cannot reach.
     """
     if os.geteuid() != 0 or not directory.is_dir():
+        refuse_links(directory)
         yield
         return
     owner, group, groups = directory.stat(), os.getegid(), os.getgroups()
@@ -48,11 +55,43 @@ def acting_as_owner(directory: Path) -> Iterator[None]:
     os.setegid(owner.st_gid)
     os.seteuid(owner.st_uid)
     try:
+        _refuse_closed(directory)
+        refuse_links(directory)
         yield
     finally:
         os.seteuid(0)
         os.setegid(group)
         os.setgroups(groups)
+
+
+def refuse_links(data_dir: Path) -> None:
+    """Raise DatabaseError where what we are to write is a link, or not the file or directory that it should be."""
+    files = [RECORD, *(DATABASE + end for end in ("", "-wal", "-shm", "-journal"))]
+    for name, is_right, needed in [
+        (BACKUPS, stat.S_ISDIR, "directory"),
+        *((one, stat.S_ISREG, "file") for one in files),
+    ]:
+        path = data_dir / name
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            mode = path.lstat().st_mode
+            if not is_right(mode):
+                found = f"a link to {path.readlink()}" if stat.S_ISLNK(mode) else f"no {needed}"
+                raise DatabaseError(
+                    f"{path} is {found}; needed: a {needed}, since links in the page's directory are not followed. See "
+                    "who made it, and move it away."
+                )
+
+
+def _refuse_closed(directory: Path) -> None:
+    """Raise DatabaseError where the present rights do not reach the directory."""
+    way = [*reversed(directory.parents), directory]
+    closed = next((path for path in way if not os.access(path, os.X_OK, effective_ids=True)), None)
+    if closed:
+        raise DatabaseError(
+            f"{closed} does not let uid {os.geteuid()} pass, who owns {directory}, and nothing is written there with "
+            "more rights than his. Give the data to root, as a container's volume has them by default, or have them in "
+            "a directory that he reaches (without rig_webui.volume)."
+        )
 
 
 def described(environment: Path) -> dict[str, Any]:
@@ -194,7 +233,7 @@ def copy_database(source: Path, target: Path) -> None:
 
     An existing target keeps its owner and mode; a new one only its owner reads.
     """
-    if not target.exists():
+    if not os.path.lexists(target):
         os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
     with opened(source) as here, opened(target) as there:
         here.backup(there)
@@ -207,6 +246,12 @@ def recorded_version(data_dir: Path, store: Store) -> str:
     return str(record.get("version") or "unknown") if same else "unknown"
 
 
+def pending_upgrade(data_dir: Path, store: Store) -> dict[str, Any]:
+    """Return what back_up noted when it made way for a version that nobody saw healthy since; empty without one."""
+    pending = read_record(data_dir).get("pending")
+    return pending if isinstance(pending, dict) and pending.get("database") == store.identity else {}
+
+
 def read_record(data_dir: Path) -> dict[str, object]:
     """Return what we noted about this data directory."""
     with contextlib.suppress(OSError, ValueError):
@@ -217,22 +262,21 @@ def read_record(data_dir: Path) -> dict[str, object]:
 
 
 def note(data_dir: Path, **values: object) -> None:
-    """Note values beside those that are there, in one step."""
-    new = data_dir / f".{RECORD}.new"
-    text = json.dumps({**read_record(data_dir), **values}, indent=2, sort_keys=True) + "\n"
-    new.write_text(text, encoding="utf-8")
-    new.replace(data_dir / RECORD)
+    """Note values beside those that are there, in one step; None removes one."""
+    new = {name: value for name, value in {**read_record(data_dir), **values}.items() if value is not None}
+    write_text(str(data_dir / RECORD), json.dumps(new, indent=2, sort_keys=True) + "\n", 0o600)
 
 
 def note_version(data_dir: Path, store: Store, version: str) -> None:
-    """Note which version uses the database from now on."""
-    note(data_dir, version=version, database=store.identity)
+    """Note which version uses the database from now on. No upgrade is pending then."""
+    note(data_dir, version=version, database=store.identity, pending=None)
 
 
 def backups(data_dir: Path, store: Store) -> list[Path]:
     """Return the copies of databases of this kind, the newest last."""
     found = (data_dir / BACKUPS).glob(f"webui-*{store.suffix}")
-    return sorted(found, key=lambda path: (path.stat().st_mtime, path.name))
+    files = [path for path in found if stat.S_ISREG(path.lstat().st_mode)]
+    return sorted(files, key=lambda path: (path.lstat().st_mtime, path.name))
 
 
 def upgrade_problem(data_dir: Path, environment: Path, store: Store) -> str:
@@ -249,24 +293,40 @@ def upgrade_problem(data_dir: Path, environment: Path, store: Store) -> str:
 
 
 def back_up(data_dir: Path, environment: Path, keep: int, store: Store) -> Path:
-    """Copy the database before another version gets it, note that version, and return the copy.
+    """Copy the database before another version gets it, note that as pending, and return the copy to go back to.
 
-    Of older copies `keep` - 1 stay.
+    An upgrade that was pending already may have changed the database: then that copy from before stays the way back,
+    beside the one of what is there now. Of the others `keep` - 1 stay; unchanged data take no second copy.
     """
-    folder = data_dir / BACKUPS
+    folder, pending = data_dir / BACKUPS, pending_upgrade(data_dir, store)
     folder.mkdir(mode=0o700, exist_ok=True)
+    now = sorted(store.revisions())
+    earlier = {path.name: path for path in backups(data_dir, store)}.get(str(pending.get("backup")))
+    migrated = earlier is not None and pending["revisions"] != now
+    made = _copied(folder, pending["version"] if migrated else recorded_version(data_dir, store), store, data_dir)
+    back = earlier if earlier is not None and migrated else made
+    noted = {"version": package_version(environment), "database": store.identity, "backup": back.name}
+    note(data_dir, pending={**noted, "revisions": pending["revisions"] if migrated else now})
+    others = [path for path in backups(data_dir, store) if path != back]
+    for old in others[: max(0, len(others) - (keep - 1))]:
+        old.unlink()
+    return back
+
+
+def _copied(folder: Path, version: str, store: Store, data_dir: Path) -> Path:
+    """Return a new copy, or the newest one of the version where it holds the same."""
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    made = folder / f"webui-{recorded_version(data_dir, store)}-{stamp}{store.suffix}"
+    made = folder / f"webui-{version}-{stamp}{store.suffix}"
     part = folder / f".{made.name}.part"
     part.unlink(missing_ok=True)
     try:
         store.copy_to(part)
+        same = [path for path in backups(data_dir, store) if version_of(path.name) == version]
+        if same and filecmp.cmp(same[-1], part, shallow=False):
+            return same[-1]
         part.replace(made)
     finally:
         part.unlink(missing_ok=True)
-    note_version(data_dir, store, package_version(environment))
-    for old in backups(data_dir, store)[:-keep]:
-        old.unlink()
     return made
 
 

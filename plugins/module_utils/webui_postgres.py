@@ -41,6 +41,7 @@ try:
         found = {
             "server": db.info.server_version,
             "tables": db.execute(count).fetchone()[0],
+            "creates": db.execute("SELECT has_schema_privilege(current_schema(), 'CREATE')").fetchone()[0],
             "revisions": [row[0] for row in rows(db, "alembic_version", "version_num")],
             "users": rows(db, "user", "email, role"),
         }
@@ -53,7 +54,8 @@ print(json.dumps(found))
 _LOOK_PSQL = r"""
 SELECT to_regclass('alembic_version') IS NOT NULL AS revisions, to_regclass('"user"') IS NOT NULL AS users \gset
 SELECT json_build_object('server', current_setting('server_version_num')::int, 'revisions', '[]'::json,
-  'users', '[]'::json, 'tables', (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()));
+  'users', '[]'::json, 'creates', has_schema_privilege(current_schema(), 'CREATE'),
+  'tables', (SELECT count(*) FROM pg_tables WHERE schemaname = current_schema()));
 \if :revisions
 SELECT json_build_object('revisions', coalesce(json_agg(version_num), '[]'::json)) FROM alembic_version;
 \endif
@@ -98,12 +100,17 @@ class Postgres:
         return ".dump"
 
     def exists(self) -> bool:
-        """Whether it has tables. Raises DatabaseError when they are not Open WebUI's."""
+        """Whether it has tables. Raises DatabaseError when they are not Open WebUI's, or could not be made."""
         found = self._look()
         if found["tables"] and not found["revisions"]:
             raise DatabaseError(
                 f"{self.in_words} holds {found['tables']} tables that are not Open WebUI's. "
                 "Give the page a database of its own (rig_webui.postgres.name)."
+            )
+        if not found["tables"] and not found["creates"]:
+            raise DatabaseError(
+                f"{self.in_words} is empty, and that user may make no tables in it. Let the user own the database, or "
+                "GRANT CREATE on its schema."
             )
         return bool(found["tables"])
 

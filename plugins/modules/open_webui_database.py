@@ -37,16 +37,18 @@ options:
     description:
       - V(ready) makes sure that the version may be started on this database, and that there is a copy when the
         database was last used by another one. Nothing happens without a database.
+      - V(used) notes that the version uses the database from now on. Until then the upgrade is pending, and
+        O(state=ready) makes sure of a copy again.
       - V(restored) puts O(backup) back. Stop the page before.
     type: str
-    choices: [ready, restored]
+    choices: [ready, used, restored]
     default: ready
   backup:
     description: Name of the copy to put back. Empty takes the newest one.
     type: str
     default: ""
   keep:
-    description: How many copies stay.
+    description: How many copies stay, at least one.
     type: int
     default: 3
 extends_documentation_fragment: [gpurig.llm.attributes]
@@ -99,6 +101,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
     backups,
     note_version,
     package_version,
+    pending_upgrade,
     put_back,
     recorded_version,
     upgrade_problem,
@@ -116,7 +119,7 @@ def ready(store: Store, data_dir: Path, environment: Path, keep: int, check: boo
     problem = upgrade_problem(data_dir, environment, store)
     if problem:
         raise DatabaseError(problem)
-    if before == after:
+    if before == after and not pending_upgrade(data_dir, store):
         return "", before, after
     if check:
         return f"webui-{before}-*{store.suffix}", before, after
@@ -135,6 +138,15 @@ def restored(store: Store, data_dir: Path, name: str, check: bool) -> tuple[str,
     return wanted, before, version_of(wanted)
 
 
+def used(store: Store, data_dir: Path, environment: Path, check: bool) -> tuple[bool, str, str]:
+    """Return (whether that is news, version before, version after). Raises DatabaseError."""
+    before, after = recorded_version(data_dir, store), package_version(environment)
+    news = before != after or bool(pending_upgrade(data_dir, store))
+    if news and not check:
+        note_version(data_dir, store, after)
+    return news, before, after
+
+
 def there(store: Store, environment: Path, check: bool) -> bool:
     """Whether there is a database to look at. A first run in check mode has nothing to look into PostgreSQL with."""
     if check and not environment.exists() and not isinstance(store, Sqlite):
@@ -149,12 +161,17 @@ def done(store: Store, params: dict[str, Any], check: bool) -> dict[str, Any]:
         if params["state"] == "ready" and not check:
             note_version(data_dir, store, package_version(environment))
         return {"changed": False, "backup": "", "version": "", "diff": {"before": "", "after": ""}}
-    if params["state"] == "ready":
+    copy = ""
+    if params["state"] == "used":
+        changed, before, after = used(store, data_dir, environment, check)
+    elif params["state"] == "ready":
         copy, before, after = ready(store, data_dir, environment, params["keep"], check)
+        changed = bool(copy)
     else:
         copy, before, after = restored(store, data_dir, params["backup"], check)
+        changed = True
     diff = {"before": f"last used by {before}\n", "after": f"last used by {after}\n"}
-    return {"changed": bool(copy), "backup": copy, "version": before, "diff": diff}
+    return {"changed": changed, "backup": copy, "version": before, "diff": diff}
 
 
 def main() -> None:
@@ -163,7 +180,7 @@ def main() -> None:
             "data_dir": {"type": "path", "required": True},
             "secrets_file": {"type": "path", "no_log": False},
             "environment_dir": {"type": "path", "required": True},
-            "state": {"type": "str", "choices": ["ready", "restored"], "default": "ready"},
+            "state": {"type": "str", "choices": ["ready", "used", "restored"], "default": "ready"},
             "backup": {"type": "str", "default": ""},
             "keep": {"type": "int", "default": 3},
         },
@@ -171,6 +188,9 @@ def main() -> None:
     )
     params = module.params
     data_dir, environment = Path(params["data_dir"]), Path(params["environment_dir"])
+    if params["keep"] < 1:
+        found = params["keep"]
+        module.fail_json(msg=f"keep (open_webui_copies) is {found}; needed: 1 or more, as a copy is the way back.")
     try:
         url = read_secret(params["secrets_file"], "DATABASE_URL") if params["secrets_file"] else ""
         store: Store = store_of(url, environment) if url else Sqlite(data_dir / DATABASE)

@@ -31,6 +31,12 @@ options:
     description: File that holds his password as C(WEBUI_ADMIN_PASSWORD).
     type: path
     required: true
+  secrets_pending:
+    description:
+      - Whether an earlier step of this very run changes O(secrets_file). It matters in check mode only, where that step
+        has not written it.
+    type: bool
+    default: false
   connections:
     description: OpenAI-compatible APIs, see P(gpurig.llm.webui_connections#filter).
     type: list
@@ -82,7 +88,8 @@ extends_documentation_fragment: [gpurig.llm.attributes]
 attributes:
   check_mode:
     support: full
-    details: A page that does not run yet is taken for one that needs everything.
+    details: A page that does not run yet is taken for one that needs everything, a key file that is not there for one
+      that this run would make.
   diff_mode:
     support: full
     details: Keys and passwords are hidden.
@@ -117,7 +124,12 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.engine_api import EngineError, read_key
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, enter
-from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import acting_as_owner, note, read_record
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
+    DatabaseError,
+    acting_as_owner,
+    note,
+    read_record,
+)
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_settings import (
     CHAT,
     Connection,
@@ -127,9 +139,15 @@ from ansible_collections.gpurig.llm.plugins.module_utils.webui_settings import (
 )
 
 OURS = "connections"
+TO_COME = "made by this run"
 
 
-def planned(page: Page, params: dict[str, Any], owned: list[str]) -> tuple[Plan, dict[str, Any]]:
+def key_of(path: str, check: bool) -> str:
+    """Return the key in the file; in check mode a word for the one of a file that is not there. Raises EngineError."""
+    return TO_COME if check and path and not Path(path).exists() else read_key(path)
+
+
+def planned(page: Page, params: dict[str, Any], owned: list[str], check: bool) -> tuple[Plan, dict[str, Any]]:
     """Return what has to change and the settings now. Raises PageError, EngineError, SettingsError."""
     wanted = [
         Connection(
@@ -139,7 +157,7 @@ def planned(page: Page, params: dict[str, Any], owned: list[str]) -> tuple[Plan,
             takes_tools=entry["takes_tools"],
             prefix=entry["prefix"],
             prefixed=entry["prefixed"],
-            key=read_key(entry["key_file"]),
+            key=key_of(entry["key_file"], check),
         )
         for entry in params["connections"]
     ]
@@ -162,6 +180,7 @@ def main() -> None:
             "url": {"type": "str", "required": True},
             "admin": {"type": "str", "default": ""},
             "secrets_file": {"type": "path", "required": True, "no_log": False},
+            "secrets_pending": {"type": "bool", "default": False, "no_log": False},
             "connections": {"type": "list", "elements": "dict", "default": [], "options": connection},
             "task_model": {"type": "str", "default": ""},
             "settings": {"type": "dict", "default": {}},
@@ -172,12 +191,13 @@ def main() -> None:
     params, data_dir = module.params, Path(module.params["data_dir"])
     ours = [entry["url"].rstrip("/") for entry in params["connections"] if entry["task"] == CHAT]
     try:
-        owned = [str(url) for url in read_record(data_dir).get(OURS) or []]
+        with acting_as_owner(data_dir):
+            owned = [str(url) for url in read_record(data_dir).get(OURS) or []]
         page = enter(params["url"], params["admin"], params["secrets_file"])
-        wanted, current = planned(page, params, owned)
+        wanted, current = planned(page, params, owned, module.check_mode)
         if wanted.changes and not module.check_mode:
             page.change(current, wanted.values)
-            left = planned(page, params, owned)[0].changes
+            left = planned(page, params, owned, check=False)[0].changes
             if left:
                 names = ", ".join(change.name for change in left)
                 module.fail_json(msg=f"{params['url']} did not keep what it was told: {names}")
@@ -185,8 +205,10 @@ def main() -> None:
             with acting_as_owner(data_dir):
                 note(data_dir, **{OURS: ours})
     except PageError as error:
-        if module.check_mode and not error.status:
+        if module.check_mode and (params["secrets_pending"] or not error.status):
             module.exit_json(changed=True, changes=[], diff={"before": "", "after": "set when the page runs\n"})
+        module.fail_json(msg=str(error))
+    except DatabaseError as error:
         module.fail_json(msg=str(error))
     except (EngineError, SettingsError) as error:
         module.fail_json(msg=f"{params['url']}: {error}")

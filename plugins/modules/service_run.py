@@ -93,6 +93,10 @@ restored:
   returned: with O(state=restored)
   type: str
   sample: What ran before serves again, after 4.2 s.
+good:
+  description: Whether the service was ever healthy with what its files say now, and so can be again.
+  returned: with O(state=restored)
+  type: bool
 pid:
   description: Process id of the service; V(0) when it has none.
   returned: always
@@ -117,7 +121,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils import systemd
 from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_error_line
-from ansible_collections.gpurig.llm.plugins.module_utils.gate import go_back, way_back
+from ansible_collections.gpurig.llm.plugins.module_utils.gate import go_back, last_good, present, way_back
 from ansible_collections.gpurig.llm.plugins.module_utils.memory_dir import recorded, remove_memory_dir
 from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, file_name
 from ansible_collections.gpurig.llm.plugins.module_utils.services import (
@@ -342,12 +346,13 @@ def main() -> None:
     rig["service_manager"] = params["manager"] or rig["service_manager"]
     host = Host.from_rig(rig)
     name, wanted = params["name"], params["state"]
-    extra: dict[str, str] = {}
+    extra: dict[str, Any] = {}
     try:
         file_name({"name": name}, host.manager)
         files = plan_files(host, params)
         if wanted == "restored":
             plan, extra["restored"] = apply_restored(host, name, module.check_mode)
+            extra["good"] = last_good(host, name) is not None and last_good(host, name) == present(host, name)
             seen = look(host, name)
         else:
             plan, seen = converge(host, params, files, module.check_mode)

@@ -50,6 +50,14 @@ class Cluster:
         except subprocess.CalledProcessError:
             return False
 
+    def wait(self) -> None:
+        """Wait until it answers."""
+        deadline = time.monotonic() + 60
+        while not self.answers():
+            if time.monotonic() > deadline or self.process.poll() is not None:
+                raise AssertionError("PostgreSQL did not start")
+            time.sleep(0.2)
+
     def end(self) -> None:
         """Stop it and remove its folder."""
         if self.process.poll() is None:
@@ -59,9 +67,23 @@ class Cluster:
 
 
 def start() -> Cluster:
-    """Make and start a server that asks everybody for a password."""
-    programs, port = PROGRAMS[-1].parent, free_port()
+    """Make and start a server that asks everybody for a password. Nothing of it stays where that fails."""
     folder = Path(tempfile.mkdtemp(prefix="gpurig-postgres-"))
+    try:
+        cluster = _started(folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    try:
+        cluster.wait()
+    except BaseException:
+        cluster.end()
+        raise
+    return cluster
+
+
+def _started(folder: Path) -> Cluster:
+    programs, port = PROGRAMS[-1].parent, free_port()
     # It refuses to run as root; Debian's package brings a user.
     account = pwd.getpwnam("postgres") if os.geteuid() == 0 else pwd.getpwuid(os.geteuid())
     as_it = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if os.geteuid() == 0 else {}
@@ -79,11 +101,4 @@ def start() -> Cluster:
         cwd=folder,
         **as_it,
     )
-    cluster = Cluster(port, folder, process)
-    deadline = time.monotonic() + 60
-    while not cluster.answers():
-        if time.monotonic() > deadline or process.poll() is not None:
-            cluster.end()
-            raise AssertionError("PostgreSQL did not start")
-        time.sleep(0.2)
-    return cluster
+    return Cluster(port, folder, process)

@@ -35,6 +35,7 @@ PRESENT = next(
     for line in (bump.ROOT / "roles/open_webui/files/webui.lock").read_text(encoding="utf-8").splitlines()
     if line.startswith("open-webui==")
 )
+NOWHERE = {"DATABASE_URL": "sqlite:////proc/nowhere/webui.db"}
 SECRET_BYTES = 20  # shorter values are no secrets that we generate
 
 pytestmark = [
@@ -181,13 +182,30 @@ def test_an_upgrade_that_does_not_start_is_taken_back_with_its_database(rig: Rig
     keep_a_chat(rig.page(), "Before the upgrade")
     friend = {"name": "Friend", "email": FRIEND, "password": FRIENDS_PASSWORD, "role": "user"}
     rig.page().call("POST", "/api/v1/auths/add", friend)
-    result = rig.run_page(open_webui_process_environment={"DATABASE_URL": "sqlite:////proc/nowhere/webui.db"})
+    secrets = rig.secrets_file.read_bytes()
+    result = rig.run_page(open_webui_process_environment=NOWHERE, open_webui_admin_password=1234567890)
     assert result.rc != 0
     assert "What ran before serves again" in result.text, result.text[-5000:]
+    assert "what ran before was started on them" in result.text, result.text[-5000:]
+    assert rig.secrets_file.read_bytes() == secrets
+    assert [path.name for path in rig.secrets_file.parent.glob("*.before")] == []
     assert rig.copies() == [EARLIER]
     assert json.loads((rig.data / "gpurig.json").read_text(encoding="utf-8"))["version"] == EARLIER
     ready(rig)
     assert (rig.version(), titles(rig)) == (EARLIER, ["Before the upgrade"])
+
+
+def test_a_first_start_that_fails_on_an_adopted_database_leaves_it_alone(rig: Rig) -> None:
+    [good], record = rig.box.root.rglob("good/open-webui.json"), rig.data / "gpurig.json"
+    kept = record.read_bytes()
+    good.unlink()
+    record.unlink()
+    result = rig.run_page(open_webui_process_environment=NOWHERE)
+    assert result.rc != 0
+    assert "The page is stopped, since it was never healthy before." in result.text, result.text[-5000:]
+    assert (rig.pid(), rig.copies()) == (0, [EARLIER, "unknown"])
+    next((rig.data / "backups").glob("webui-unknown-*")).unlink()
+    record.write_bytes(kept)
 
 
 def test_an_upgrade_keeps_people_and_chats_and_has_a_copy(rig: Rig) -> None:

@@ -9,6 +9,7 @@ test_sandbox_webui.py.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -207,6 +208,7 @@ def test_any_password_survives_the_parsers_of_the_page(rig: Rig) -> None:
 
 def test_in_memory_alone_and_without_sign_in(rig: Rig) -> None:
     before = {path: path.stat().st_mtime_ns for path in rig.data.rglob("*")}
+    expected = Path("/dev/shm/gpurig-open-webui-" + hashlib.sha256(str(rig.box.root).encode()).hexdigest()[:12])
     try:
         result = rig.run(page={"auth": False, "keep": False})
         assert result.rc == 0, result.text[-6000:]
@@ -215,6 +217,7 @@ def test_in_memory_alone_and_without_sign_in(rig: Rig) -> None:
         assert f"The chats from before stay in PostgreSQL database {NAME}" in report
         memory = Path(re.search(r"in memory, in (/dev/shm/[\w-]+)", report)[1])  # type: ignore[index]
         mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+        assert memory == expected
         assert (memory.stat().st_mode & 0o777, file_system(str(memory), mounts)) == (0o700, "tmpfs")
         assert (memory / "webui.db").exists()
         assert {path: path.stat().st_mtime_ns for path in rig.data.rglob("*")} == before
@@ -230,6 +233,4 @@ def test_in_memory_alone_and_without_sign_in(rig: Rig) -> None:
         assert enter(rig.url, "", str(rig.secrets_file)).call("GET", "/api/v1/chats/?page=1") == []
     finally:
         rig.box.tool("stop", "open-webui")
-        for left in Path("/dev/shm").glob("gpurig-open-webui-*"):
-            if str(left) in result.text:
-                shutil.rmtree(left)
+        shutil.rmtree(expected, ignore_errors=True)

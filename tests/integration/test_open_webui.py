@@ -204,6 +204,22 @@ def test_a_page_that_does_not_run_yet_would_be_set(tmp_path: Path, run_module: M
     assert checked["changed"]
 
 
+def test_check_mode_takes_what_this_run_would_make_as_to_come(
+    page: tuple[Standing, dict[str, Any]], tmp_path: Path, run_module: Module
+) -> None:
+    state, arguments = page
+    new = {"connections": [{"url": "http://127.0.0.1:8009/v1", "key_file": str(tmp_path / "new.env")}]}
+    checked = run_module("open_webui_settings", settings_for(arguments, tmp_path, **new), check=True)
+    assert "openai.api_keys" in checked["changes"], checked
+    state.people = [{"email": ADMIN, "password": "the-new-one"}]
+    wrong = settings_for(arguments, tmp_path)
+    assert "refuses" in run_module("open_webui_settings", wrong, check=True)["msg"]
+    wrong["secrets_pending"] = True
+    assert run_module("open_webui_settings", wrong, check=True)["changed"]
+    assert "refuses" in run_module("open_webui_settings", wrong)["msg"]
+    assert state.settings == FRESH
+
+
 def test_answers(page: tuple[Standing, dict[str, Any]], run_module: Module) -> None:
     state, arguments = page
     done = run_module("open_webui_answer", {**arguments, "models": ["chat"], "documents": True})
@@ -250,12 +266,21 @@ def test_database_in_four_steps_and_back(tmp_path: Path, data: Path, run_module:
     done = run_module("open_webui_database", arguments)
     assert done["changed"]
     assert Path(done["backup"]).exists()
+    again = run_module("open_webui_database", arguments)
+    assert (again["changed"], again["backup"]) == (True, done["backup"]), "the upgrade is pending"
+    used = {**arguments, "state": "used"}
+    results = [run_module("open_webui_database", used, check=check) for check in (True, False, True, False)]
+    assert [result["changed"] for result in results] == [True, True, False, False]
     for check in (False, True):
         assert not run_module("open_webui_database", arguments, check=check)["changed"]
     back = run_module("open_webui_database", {**arguments, "state": "restored"})
     assert (back["changed"], back["backup"]) == (True, Path(done["backup"]).name)
     refused = {**arguments, "environment_dir": str(package(tmp_path, "0.11.0", "99"))}
     assert "newer Open WebUI" in run_module("open_webui_database", refused)["msg"]
+    assert "open_webui_copies" in run_module("open_webui_database", {**arguments, "keep": 0})["msg"]
+    (data / "backups").rename(tmp_path / "elsewhere")
+    (data / "backups").symlink_to(tmp_path / "elsewhere")
+    assert "is a link to" in run_module("open_webui_database", arguments)["msg"]
 
 
 def test_a_first_start_is_noted_and_no_change(tmp_path: Path, run_module: Module) -> None:

@@ -167,6 +167,14 @@ def test_tables_of_something_else_are_refused(store: Postgres, cluster: postgres
         store.exists()
 
 
+def test_a_user_who_may_make_no_tables_is_refused(store: Postgres, cluster: postgres.Cluster) -> None:
+    cluster.ask('ALTER DATABASE "page-1.x" OWNER TO boss')
+    with pytest.raises(DatabaseError, match="is empty, and that user may make no tables in it"):
+        store.exists()
+    cluster.ask('GRANT CREATE ON SCHEMA public TO "page@x sqlite"', database="page-1.x")
+    assert not store.exists()
+
+
 def test_what_cannot_look_says_so(store: Postgres, tmp_path: Path) -> None:
     with pytest.raises(DatabaseError, match="run the role again"):
         dataclasses.replace(store, environment=tmp_path / "absent").users()
@@ -211,7 +219,9 @@ def test_the_modules_in_four_steps_and_back(
     assert (results[0]["users"], results[0]["database"]) == (1, server.in_words)
     (data / "gpurig.json").unlink()
     checked = run_module("open_webui_database", common, check=True)
-    results += [checked, run_module("open_webui_database", common), run_module("open_webui_database", common)]
+    results += [checked, run_module("open_webui_database", common)]
+    assert run_module("open_webui_database", {**common, "state": "used"})["changed"]
+    results.append(run_module("open_webui_database", common))
     assert [result["changed"] for result in results] == [False, True, True, False]
     assert Path(results[2]["backup"]).name.startswith("webui-unknown-")
     cluster.ask("UPDATE alembic_version SET version_num = 'cc33'", database="page-1.x")

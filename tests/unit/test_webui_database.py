@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from pathlib import Path
 
@@ -15,10 +16,14 @@ from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import (
     DatabaseError,
     Sqlite,
     User,
+    acting_as_owner,
     back_up,
     backups,
     known_revisions,
+    note,
+    note_version,
     package_version,
+    pending_upgrade,
     put_back,
     recorded_version,
     upgrade_problem,
@@ -74,7 +79,8 @@ def test_a_copy_while_the_page_writes_and_the_way_back(tmp_path: Path, data: Pat
     page.commit()
     assert made.name.startswith("webui-unknown-")
     assert made.stat().st_mode & 0o777 == 0o600
-    assert recorded_version(data, store(data)) == "0.12.4"
+    assert recorded_version(data, store(data)) == "unknown", "nobody saw the new version healthy"
+    assert pending_upgrade(data, store(data))["version"] == "0.12.4"
     page.execute("UPDATE alembic_version SET version_num = 'bb22'")
     page.execute("ALTER TABLE chat RENAME TO conversation")
     page.commit()
@@ -82,13 +88,17 @@ def test_a_copy_while_the_page_writes_and_the_way_back(tmp_path: Path, data: Pat
     assert (chats(data), store(data).revisions()) == (["hello"], {"aa11"})
     assert page.execute("SELECT text FROM chat").fetchall() == [("hello",)]
     assert recorded_version(data, store(data)) == "unknown"
+    assert not pending_upgrade(data, store(data))
     page.close()
 
 
 def test_of_copies_the_newest_stay(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stamps = iter(f"2026112{number}T000000Z" for number in range(5))
     monkeypatch.setattr(webui_database.time, "strftime", lambda *_args: next(stamps))
-    made = [back_up(data, package(tmp_path, f"0.12.{number}", "aa11"), 2, store(data)) for number in range(4)]
+    made = []
+    for number in range(4):
+        made.append(back_up(data, package(tmp_path, f"0.12.{number}", "aa11"), 2, store(data)))
+        note_version(data, store(data), f"0.12.{number}")
     assert backups(data, store(data)) == made[-2:]
     assert made[-1].name == "webui-0.12.2-20261123T000000Z.db"
 
@@ -146,3 +156,93 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, data: Path) -> None:
     with pytest.raises(DatabaseError):
         back_up(data, package(tmp_path, "0.12.4", "aa11"), 3, store(data))
     assert list((data / "backups").iterdir()) == []
+
+
+def add_chat(data: Path, text: str) -> None:
+    with sqlite3.connect(data / DATABASE) as database:
+        database.execute("INSERT INTO chat VALUES (?)", [text])
+
+
+def stamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    stamps = iter(f"2026112{number}T000000Z" for number in range(9))
+    monkeypatch.setattr(webui_database.time, "strftime", lambda *_args: next(stamps))
+
+
+def test_an_upgrade_that_was_cut_off_before_it_began_is_copied_again(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamped(monkeypatch)
+    new = package(tmp_path, "0.12.4", "aa11", "bb22")
+    note_version(data, store(data), "0.12.0")
+    first = back_up(data, new, 3, store(data))
+    assert back_up(data, new, 3, store(data)) == first, "the same data are one copy"
+    add_chat(data, "later")
+    second = back_up(data, new, 3, store(data))
+    assert backups(data, store(data)) == [first, second]
+    assert [path.name.split("-")[1] for path in (first, second)] == ["0.12.0", "0.12.0"]
+
+
+def test_an_upgrade_that_was_cut_off_after_it_began_goes_back_to_before(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stamped(monkeypatch)
+    new = package(tmp_path, "0.12.4", "aa11", "bb22")
+    note_version(data, store(data), "0.12.0")
+    first = back_up(data, new, 2, store(data))
+    with sqlite3.connect(data / DATABASE) as database:
+        database.execute("UPDATE alembic_version SET version_num = 'bb22'")
+    for text in ("one", "two", "three"):
+        add_chat(data, text)
+        assert back_up(data, new, 2, store(data)) == first
+    assert [path.name.split("-")[1] for path in backups(data, store(data))] == ["0.12.0", "0.12.4"]
+    put_back(data, first.name, store(data))
+    assert (store(data).revisions(), recorded_version(data, store(data))) == ({"aa11"}, "0.12.0")
+    assert not pending_upgrade(data, store(data))
+
+
+@pytest.mark.parametrize("name", ["gpurig.json", "backups", DATABASE, f"{DATABASE}-wal"])
+@pytest.mark.parametrize("kind", ["link", "dangling", "other"])
+def test_what_is_a_link_is_refused_in_words(tmp_path: Path, name: str, kind: str) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    outside = tmp_path / "outside"
+    if kind == "other":
+        (data / name).write_text("") if name == "backups" else (data / name).mkdir()
+    else:
+        (data / name).symlink_to(outside)
+    if kind == "link":
+        outside.mkdir() if name == "backups" else outside.write_text("{}")
+    words = rf"{data / name} is (a link to {outside}|no (file|directory)); needed: a "
+    with pytest.raises(DatabaseError, match=words), acting_as_owner(data):
+        raise AssertionError
+    assert outside.exists() is (kind == "link")
+
+
+def test_a_note_goes_through_no_link(tmp_path: Path, data: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_text("theirs")
+    for name in (".gpurig.json.new", "gpurig.json"):
+        (data / name).symlink_to(outside)
+    note(data, version="0.12.4")
+    assert outside.read_text() == "theirs"
+    assert not (data / "gpurig.json").is_symlink()
+
+
+def test_a_copy_that_is_a_link_is_none(tmp_path: Path, data: Path) -> None:
+    (data / "backups").mkdir()
+    (data / "backups" / "webui-0.12.0-x.db").symlink_to(data / DATABASE)
+    assert backups(data, store(data)) == []
+    with pytest.raises(DatabaseError, match="there are: none"):
+        put_back(data, "webui-0.12.0-x.db", store(data))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_a_directory_that_its_owner_cannot_reach_is_refused_with_the_reason(tmp_path: Path) -> None:
+    closed = tmp_path / "docker"
+    (closed / "volume" / "_data").mkdir(parents=True)
+    os.chown(closed / "volume" / "_data", 12345, 12345)
+    closed.chmod(0o710)
+    words = r"does not let uid 12345 pass, who owns"
+    with pytest.raises(DatabaseError, match=words), acting_as_owner(closed / "volume" / "_data"):
+        raise AssertionError
+    assert os.geteuid() == 0
