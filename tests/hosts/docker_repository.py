@@ -44,7 +44,7 @@ case "$1" in
     systemctl is-active --quiet docker || exit 1
     echo '{"ServerVersion": "29.1.3", "CDISpecDirs": ["/etc/cdi", "/var/run/cdi"], "LiveRestoreEnabled": true}' ;;
   compose) exec /usr/libexec/docker/cli-plugins/docker-compose "$@" ;;
-  ps) ;;
+  ps|images) ;;
   *) exit 125 ;;
 esac
 """

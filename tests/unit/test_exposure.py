@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,6 +125,19 @@ def test_a_secret_elsewhere_is_found(host: dict[str, str], place: str, text: str
     done = secrets_search.main(host)
     assert done["wrong"] == [f"{top / secret} is in {top / place}"]
     assert done["layers"] == place.startswith(("layers", "containerd"))
+
+
+def test_images_are_counted_where_docker_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    if not Path("/usr/bin/docker").exists():
+        assert secrets_search.images() == 0
+    docker = tmp_path / "docker"
+    docker.write_text("#!/bin/sh\necho 0123456789ab; echo ba9876543210\n", encoding="utf-8")
+    docker.chmod(0o755)
+    assert secrets_search.images() == 2
+    docker.write_text("#!/bin/sh\nexit 1\n", encoding="utf-8")
+    with pytest.raises(subprocess.CalledProcessError):
+        secrets_search.images()
 
 
 def test_a_secret_on_a_command_line_and_a_file_that_others_read_are_found(
