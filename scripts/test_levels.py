@@ -241,6 +241,7 @@ def start_nothing(absent: Sequence[str], root: Path = Path("/")) -> str | None:
         clusters.parent.mkdir(parents=True, exist_ok=True)
         clusters.write_text("# Of ./rig test: its tests make their own clusters.\ncreate_main_cluster = false\n")
     if "openssh-server" in absent and (root / "run/systemd/system").is_dir():
+        say("ssh.service and ssh.socket stay masked; for an ssh server: systemctl unmask ssh.service ssh.socket")
         code, output = run(["systemctl", "mask", "ssh.service", "ssh.socket"])
         return None if code == 0 else f"systemctl mask ssh.service ssh.socket failed: {output.strip()}"
     return None
