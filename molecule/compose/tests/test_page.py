@@ -54,7 +54,7 @@ def test_what_the_container_may(host: Host) -> None:
 
 def test_nobody_else_reaches_its_secrets(host: Host) -> None:
     """Not the services' user either, whose file it is."""
-    owner = host.check_output("stat --format %%U /var/lib/gpurig/open_webui")
+    owner = host.check_output("stat --format %U /var/lib/gpurig/open_webui")
     assert owner != "root"
     read = host.run("runuser --user %s -- cat /etc/gpurig/secrets/containers/open-webui.env", owner)
     assert (read.rc, "Permission denied" in read.stderr) == (1, True)
