@@ -98,13 +98,13 @@ def test_it_stops_and_starts_as_every_service(host: Host, rig: Rig) -> None:
     state = host.check_output("systemctl show --property=ActiveState,Result %s", UNIT)
     assert set(state.split()) == {"ActiveState=inactive", "Result=success"}
     host.check_output("%s start open-webui", rig.tool)
-    wait("the page is up", lambda: is_ready(host))
+    wait("the page is up", lambda: is_ready(host), 240)
     assert titles(host) == ["Kept"]
 
 
 def test_it_survives_a_restart_of_docker(host: Host) -> None:
     """The unit brings back what it needs."""
     host.check_output("systemctl restart docker")
-    wait("the page is up", lambda: is_ready(host) and host.service(UNIT.removesuffix(".service")).is_running, 90)
+    wait("the page is up", lambda: is_ready(host) and host.service(UNIT.removesuffix(".service")).is_running, 240)
     assert inspected(host)["State"]["Running"] is True
     assert titles(host) == ["Kept"]
