@@ -296,17 +296,3 @@ def test_another_pod_in_its_place_is_followed_when_the_inventory_says_so(chain: 
     assert chain.pids() == before, "page or tunnel were started anew"
     assert "Page: http://127.0.0.1:8080" in done.stdout
     assert WORD in done.stdout[done.stdout.index("Asked through the page") :].splitlines()[0]
-
-
-def test_a_pod_that_is_gone_keeps_the_rest_of_the_run_from_nothing(chain: Chain) -> None:
-    """Ansible does not reach it: the run says so and goes on, and what works goes on too.
-
-    The inventory says PORT again, where nobody listens by now: nothing may be taken from it.
-    """
-    page, before = chain.page(), chain.pids()
-    done = play("--limit", HOME, "--tags", "always,tunnel", ansible_podman_host="gpurig-page-gone")
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
-    assert "gpurig-page-pod does not answer now, so the tunnel pod stays as it was" in done.stdout
-    time.sleep(2)  # a running tunnel looks at its target twice a second
-    print(f"\na silent pod: a chat was answered {seconds_to_an_answer(page, time.monotonic(), 20):.1f} s after the run")
-    assert chain.pids() == before
