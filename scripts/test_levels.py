@@ -47,6 +47,7 @@ NEVER_TRACKED |= {"__pycache__", "build", "output"}
 Command = Sequence[str | Path]
 RUNNING: set[subprocess.Popen[str]] = set()
 LONG_SCENARIOS = {"compose", "page", "vllm"}
+FULL = "GPURIG_MOLECULE_FULL"
 OURS = "ansible_collections.gpurig.llm."
 # What an installed collection has no use for; a name here is wrong as any part of a path in it.
 NOT_SHIPPED = {
@@ -734,14 +735,18 @@ def molecule(extra: list[str]) -> Outcome:
         chosen.remove(name)
         outcome.skips.append((name, f"needs torch's build for the processor, and {torch_cpu()} does not answer"))
     env = {
-        "MOLECULE_GLOB": "molecule/*/molecule.yml",
         "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf"),
         "GPURIG_TORCH_CPU": torch_cpu(),
     }
+    long = [name for name in chosen if (ROOT / "molecule" / name / "full.yml").is_file()]
+    files = {name: "full.yml" if name in long and os.environ.get(FULL) else "molecule.yml" for name in chosen}
+    outcome.skips += [(f"{name}: full.yml", "takes long") for name in long if files[name] != "full.yml"]
     at_once = min(2, os.cpu_count() or 1)
     chosen.sort(key=lambda name: (name not in LONG_SCENARIOS, name))
     with ThreadPoolExecutor(at_once) as pool:
-        runs = {name: pool.submit(scenario, name, env) for name in chosen}
+        runs = {
+            name: pool.submit(scenario, name, {**env, "MOLECULE_GLOB": f"molecule/*/{files[name]}"}) for name in chosen
+        }
         try:
             wait(runs.values())
         except BaseException:

@@ -94,7 +94,6 @@ def test_it_stops_and_starts_as_every_service(host: Host, rig: Rig) -> None:
     """The container with the unit, and no failure remains."""
     host.check_output("%s stop open-webui", rig.tool)
     assert inspected(host)["State"]["Running"] is False
-    assert inspected(host)["State"]["ExitCode"] in {0, 143}
     state = host.check_output("systemctl show --property=ActiveState,Result %s", UNIT)
     assert set(state.split()) == {"ActiveState=inactive", "Result=success"}
     host.check_output("%s start open-webui", rig.tool)
