@@ -645,7 +645,7 @@ def test_the_tool_under_systemd(
     done = subprocess.run([f"{rig.root}/bin/gpurig", "logs", "code"], capture_output=True, text=True, check=True)
     assert done.stdout == "hello from code\n"
     orders = (rig.programs / "orders").read_text().splitlines()
-    assert orders[-1] == "journalctl --unit gpurig-code.service --lines 50 --no-pager"
+    assert orders[-1] == "journalctl --all --unit gpurig-code.service --lines 50 --no-pager"
     assert cli.main(["stop", "code"]) == 0
     assert services.service_state(rig.host, "code").state == "stopped"
     assert services.service_state(rig.host, "code").log_tail == ["hello from code"]
