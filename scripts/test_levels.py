@@ -707,7 +707,7 @@ def scenario(name: str, env: Mapping[str, str]) -> tuple[int, str]:
         thread.start()
     try:
         command: Command = [BIN / "molecule", "test", "-s", name]
-        code, _output = run(command, capture=False, timeout_s=2400, env=env, onto=write)
+        code, _output = run(command, capture=False, timeout_s=3600, env=env, onto=write)
     finally:
         os.close(write)
         ended.set()
@@ -726,14 +726,16 @@ def molecule(extra: list[str]) -> Outcome:
     scenarios = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml"))
     chosen = [name for name in scenarios if not extra or name in extra]
     if not is_root_on_debian():
-        return Outcome(skips=[(name, "needs root and Debian: it starts hosts in containers") for name in chosen])
+        return Outcome(skips=[(f"{name}: hosts", "needs root and Debian: it starts containers") for name in chosen])
     browser = BROWSER_PACKAGES if any("molecule_browser" in inventory_of(name) for name in chosen) else ()
     if chosen and (problem := install_packages((*HOST_PACKAGES, *browser))):
         return Outcome(failures=[problem])
     outcome = Outcome()
     for name in [name for name in chosen if "molecule_tiny_model" in inventory_of(name) and not has_torch_cpu()]:
         chosen.remove(name)
-        outcome.skips.append((name, f"needs torch's build for the processor, and {torch_cpu()} does not answer"))
+        outcome.skips.append(
+            (f"{name}: torch", f"needs torch's build for the processor, and {torch_cpu()} does not answer")
+        )
     env = {
         "CONTAINERS_CONF": str(ROOT / "tests/hosts/containers.conf"),
         "GPURIG_TORCH_CPU": torch_cpu(),

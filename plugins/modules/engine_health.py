@@ -55,11 +55,7 @@ options:
         the present count. For the action plugin.
     type: int
     default: -1
-  rig:
-    description: The facts of M(gpurig.llm.rig_facts).
-    type: dict
-    required: true
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.rig]
 attributes:
   check_mode:
     support: full

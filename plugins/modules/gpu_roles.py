@@ -25,10 +25,6 @@ description:
   - Without O(roles), the role C(inference) gets all cards; on a machine without cards nothing is written.
   - A map that somebody else changed is repaired, and what was in it is kept aside.
 options:
-  rig:
-    description: The facts of M(gpurig.llm.rig_facts).
-    type: dict
-    required: true
   gpus:
     description:
       - The cards that are bolted in, as in C(rig_gpus). With any entry, the machine must have these cards and no other.
@@ -66,7 +62,7 @@ options:
         name different roles may work at the same time.
     type: bool
     default: true
-extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.nvml, gpurig.llm.trees]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.nvml, gpurig.llm.trees, gpurig.llm.rig]
 attributes:
   check_mode:
     support: full

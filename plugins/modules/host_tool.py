@@ -21,10 +21,6 @@ description:
   - Whatever is missing, damaged or has another mode is repaired and reported. Of older versions of the tool the last
     one is kept.
 options:
-  rig:
-    description: The facts of M(gpurig.llm.rig_facts).
-    type: dict
-    required: true
   python:
     description: The interpreter that runs the tool, that of its own environment with supervisor and nvidia-ml-py.
     type: path
@@ -45,7 +41,7 @@ options:
     description: Where the tool finds NVML, when the loader does not; places separated by a colon.
     type: str
     default: ""
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.rig]
 attributes:
   check_mode:
     support: full

@@ -25,10 +25,6 @@ options:
     description: The TCP port. V(0) checks no port and only ends orphans.
     type: int
     required: true
-  rig:
-    description: The facts of M(gpurig.llm.rig_facts).
-    type: dict
-    required: true
   kept:
     description:
       - The services that stay on this host. A service of ours that is not among them may hold the port, since it is
@@ -40,7 +36,7 @@ options:
     description: The variable of the inventory that gives the port, for the message.
     type: str
     default: rig_instances
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.rig]
 attributes:
   check_mode:
     support: full

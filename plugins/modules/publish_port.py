@@ -38,11 +38,7 @@ options:
     description: Ports of an earlier run stay restricted as well, for as long as something may listen there still.
     type: bool
     default: false
-  rig:
-    description: C(ansible_facts.rig), from M(gpurig.llm.rig_facts).
-    type: dict
-    required: true
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.rig]
 attributes:
   check_mode:
     support: full

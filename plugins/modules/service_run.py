@@ -40,10 +40,6 @@ options:
     type: str
     choices: ["", systemd, supervisord]
     default: ""
-  rig:
-    description: The facts of M(gpurig.llm.rig_facts).
-    type: dict
-    required: true
   record_text:
     description: What the record of the service is to hold, see P(gpurig.llm.service_record#filter). For V(started).
     type: str
@@ -57,7 +53,7 @@ options:
         that step has not written them.
     type: bool
     default: false
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.rig]
 attributes:
   check_mode:
     support: full

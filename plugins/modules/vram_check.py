@@ -23,11 +23,7 @@ options:
     description: Name of the service.
     type: str
     required: true
-  rig:
-    description: The facts of M(gpurig.llm.rig_facts).
-    type: dict
-    required: true
-extends_documentation_fragment: [gpurig.llm.attributes]
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.rig]
 attributes:
   check_mode:
     support: full

@@ -10,33 +10,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, sign_in
-from ansible_collections.gpurig.llm.scripts import bump
 from ansible_collections.gpurig.llm.tests.e2e import browser
+from ansible_collections.gpurig.llm.tests.e2e.page_rig import (
+    ADMIN,
+    EARLIER,
+    PRESENT,
+    PageRig,
+    command_lines,
+    earlier_lock,
+    holding,
+    keep_a_chat,
+    readable_by_all,
+)
 from ansible_collections.gpurig.llm.tests.e2e.sandbox import Result, Sandbox, free_port
 from ansible_collections.gpurig.llm.tests.e2e.test_sandbox import _own_address
-from ansible_collections.gpurig.llm.tests.hub_sim import clients
 
-ADMIN = "admin@rig.example.org"
 FRIEND, FRIENDS_PASSWORD = "friend@rig.example.org", "a-password-of-the-friend"
-EARLIER = "0.12.0"  # the last release with fewer migrations than the one that is locked
-EARLIER_SHA256 = "27da8c9b8228bf72b12ac3fe18ac16a129fa636cbd6352d5bdb6396e1e7f97fd"  # wheel, from the package index
-PRESENT = next(
-    line.split("==")[1].split()[0]
-    for line in (bump.ROOT / "roles/open_webui/files/webui.lock").read_text(encoding="utf-8").splitlines()
-    if line.startswith("open-webui==")
-)
 NOWHERE = {"DATABASE_URL": "sqlite:////proc/nowhere/webui.db"}
-SECRET_BYTES = 20  # shorter values are no secrets that we generate
 
 pytestmark = [
     pytest.mark.skipif(bool(browser.missing()), reason=f"needs {browser.missing()}"),
@@ -46,38 +45,10 @@ pytestmark = [
 
 
 @dataclass
-class Rig:
+class Rig(PageRig):
     """The sandbox with a chat engine, an engine that embeds, and the page."""
 
-    box: Sandbox
-    port: int
     embed_port: int
-    earlier: Path  # the lock of an earlier release
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def data(self) -> Path:
-        return self.box.root / "open_webui"
-
-    @property
-    def secrets_file(self) -> Path:
-        return self.box.root / "etc" / "secrets" / "open-webui.env"
-
-    def secrets(self) -> dict[str, str]:
-        """Every secret that the rig generated, by file and variable."""
-        found = {}
-        for path in sorted(self.secrets_file.parent.glob("*.env")):
-            for line in path.read_text(encoding="utf-8").splitlines():
-                name, _sep, value = line.partition("=")
-                if len(value) >= SECRET_BYTES:
-                    found[f"{path.name}:{name}"] = value
-        return found
-
-    def password(self) -> str:
-        return self.secrets()["open-webui.env:WEBUI_ADMIN_PASSWORD"]
 
     def instances(self) -> list[dict[str, Any]]:
         small = {"model": "smollm2", "engine": "llama_cpp", "device": "cpu"}
@@ -111,31 +82,12 @@ class Rig:
         """The version that answers."""
         return Page(self.url).version()
 
-    def page(self) -> Page:
-        return sign_in(self.url, ADMIN, self.password())
-
-    def pid(self) -> int:
-        return int(self.box.services()["open-webui"]["pid"])
-
-
-def earlier_lock(place: Path) -> Path:
-    """The lock of the earlier release, resolved like the present one and as near to it as that release allows."""
-    wanted = next(lock for lock in bump.LOCKS if lock.target.endswith("webui.lock"))
-    present, made, source = bump.ROOT / wanted.target, place / "earlier.lock", place / "earlier.in"
-    shutil.copy(present, made)
-    source.write_text(f"open-webui=={EARLIER}\n", encoding="utf-8")
-    body = bump.resolve(wanted, source, made, str(clients.uv()))
-    assert EARLIER_SHA256 in body
-    head = [line for line in present.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    made.write_text("\n".join([*head, body]), encoding="utf-8")
-    return made
-
 
 @pytest.fixture(scope="module")
 def built(place: Path) -> Iterator[tuple[Rig, Result]]:
     home = place / "home"
     home.mkdir()
-    rig = Rig(Sandbox(place / "rig", free_port(), home), free_port(), free_port(), earlier_lock(place))
+    rig = Rig(Sandbox(place / "rig", free_port(), home), free_port(), earlier_lock(place), free_port())
     try:
         yield rig, rig.run(open_webui_lock=str(rig.earlier))
     finally:
@@ -168,10 +120,6 @@ def test_from_nothing_to_an_answer_through_the_page_of_an_earlier_release(built:
     print(
         f"bare directory to answer through the page: {result.seconds:.0f} s; the page takes {int(resident) >> 10} MiB"
     )
-
-
-def keep_a_chat(page: Page, title: str) -> None:
-    page.call("POST", "/api/v1/chats/new", {"chat": {"title": title, "messages": []}})
 
 
 def titles(rig: Rig) -> list[str]:
@@ -216,33 +164,6 @@ def test_an_upgrade_keeps_people_and_chats_and_has_a_copy(rig: Rig) -> None:
     assert (rig.version(), titles(rig), rig.copies()) == (PRESENT, ["Before the upgrade"], [EARLIER, EARLIER])
     assert rig.pid() != before
     sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
-
-
-def holding(secrets: dict[str, str], texts: Iterable[tuple[str, bytes]]) -> list[str]:
-    """Return which secrets stand in which of the texts, in words."""
-    found = []
-    for where, text in texts:
-        found += [f"{name} in {where}" for name, value in secrets.items() if value.encode() in text]
-    return found
-
-
-def command_lines() -> Iterator[tuple[str, bytes]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                yield f"the command line of {entry.name}", (entry / "cmdline").read_bytes()
-
-
-def readable_by_all(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Files that others may read, not looking into folders that others may not enter."""
-    for path in folder.iterdir():
-        mode = path.lstat().st_mode
-        if path.is_symlink() or path.name in {"envs", "models", "uv", "python", "cache"}:
-            continue
-        if path.is_dir() and mode & 0o001:
-            yield from readable_by_all(path)
-        elif path.is_file() and mode & 0o004:
-            yield str(path), path.read_bytes()
 
 
 def test_the_second_run_changes_nothing_and_tells_no_secret(rig: Rig) -> None:

@@ -22,19 +22,20 @@ from typing import Any
 import pytest
 from ansible_collections.gpurig.llm.plugins.module_utils.memory_dir import file_system
 from ansible_collections.gpurig.llm.plugins.module_utils.postgres_url import database_url
-from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, enter, sign_in
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, enter
 from ansible_collections.gpurig.llm.tests.e2e import postgres
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import Result, Sandbox, free_port
-from ansible_collections.gpurig.llm.tests.e2e.test_sandbox_webui import (
+from ansible_collections.gpurig.llm.tests.e2e.page_rig import (
     ADMIN,
     EARLIER,
     PRESENT,
+    PageRig,
     command_lines,
     earlier_lock,
     holding,
     keep_a_chat,
     readable_by_all,
 )
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import Result, Sandbox, free_port
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -46,25 +47,10 @@ pytestmark = pytest.mark.skipif(not postgres.PROGRAMS, reason="needs PostgreSQL'
 
 
 @dataclass
-class Rig:
+class Rig(PageRig):
     """A sandbox with nothing but the page, and the server beside it."""
 
-    box: Sandbox
-    port: int
     cluster: postgres.Cluster
-    earlier: Path
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def data(self) -> Path:
-        return self.box.root / "open_webui"
-
-    @property
-    def secrets_file(self) -> Path:
-        return self.box.root / "etc" / "secrets" / "open-webui.env"
 
     def database(self) -> dict[str, Any]:
         return {"host": "127.0.0.1", "port": self.cluster.port, "name": NAME, "user": USER}
@@ -77,16 +63,6 @@ class Rig:
         playbook = "playbooks/page.yml" if self.secrets_file.exists() else "site.yml"
         return self.box.run(playbook, *more, **variables)
 
-    def secret(self, name: str) -> str:
-        lines = self.secrets_file.read_text(encoding="utf-8").splitlines()
-        return dict(line.split("=", 1) for line in lines)[name]
-
-    def page(self) -> Page:
-        return sign_in(self.url, ADMIN, self.secret("WEBUI_ADMIN_PASSWORD"))
-
-    def pid(self) -> int:
-        return int(self.box.services()["open-webui"]["pid"])
-
     def module(self, **more: Any) -> dict[str, Any]:
         """The arguments by which the modules find the database."""
         environment = self.box.root / "envs" / "open_webui" / "current"
@@ -98,7 +74,7 @@ class Rig:
 def rig(place: Path) -> Iterator[Rig]:
     (place / "home").mkdir()
     cluster = postgres.start()
-    made = Rig(Sandbox(place / "rig", free_port(), place / "home"), free_port(), cluster, earlier_lock(place))
+    made = Rig(Sandbox(place / "rig", free_port(), place / "home"), free_port(), earlier_lock(place), cluster)
     try:
         quoted = PASSWORD.replace("'", "''")
         cluster.ask("SET standard_conforming_strings = on", f"CREATE ROLE \"{USER}\" LOGIN PASSWORD '{quoted}'")
