@@ -26,7 +26,7 @@ _ANSWER_S = 300.0
 
 # What Docker says (moby's distribution and containerd's remotes) and what it means to a person.
 _CAUSES = (
-    (("manifest unknown", "not found"), "the registry has no image of this digest. Was the digest read from it?"),
+    (("manifest unknown", "not found"), "the registry has no image of this digest, so it was not read from there"),
     (
         ("verification failed", "unexpected commit digest", "did not match", "digest mismatch", "digest invalid"),
         "what the registry sent is not what the digest names. Do not use it; ask who runs that registry",
