@@ -249,6 +249,21 @@ def test_an_engine_that_is_down(rig: Rig) -> None:
     assert "Paris" in page.chat("chat", "What is the capital of France? Answer in one sentence.")
 
 
+def test_models_of_one_name_are_told_apart_by_their_tunnel(rig: Rig, run_module: Any) -> None:
+    keys = rig.secrets_file.parent
+    chat = {"url": f"http://127.0.0.1:{rig.box.port}/v1", "key_file": str(keys / "chat.env")}
+    notes = {"url": f"http://127.0.0.1:{rig.embed_port}/v1", "key_file": str(keys / "notes.env")}
+    here = [chat, {**notes, "task": "embed", "model": "notes"}]
+    node = {**chat, "url": f"http://localhost:{rig.box.port}/v1", "prefix": "node", "prefixed": True}
+    common = {"url": rig.url, "admin": ADMIN, "secrets_file": str(rig.secrets_file), "data_dir": str(rig.data)}
+    page = rig.page()
+    assert run_module("open_webui_settings", {**common, "connections": [*here, node]})["changed"]
+    assert sorted(page.models()) == ["chat", "node.chat"]
+    assert "Paris" in page.chat("node.chat", "What is the capital of France? Answer in one sentence.")
+    assert run_module("open_webui_settings", {**common, "connections": here})["changed"]
+    assert page.models() == ["chat"]
+
+
 def test_a_moved_engine_is_followed_and_people_s_settings_stay(rig: Rig) -> None:
     page, before = rig.page(), rig.pid()
     now = page.settings()

@@ -16,9 +16,9 @@ def test_the_new_release_has_the_chats(host: Host) -> None:
 
 
 def test_there_are_copies_of_the_database(host: Host) -> None:
-    """One from before the version that did not start, one from before this one."""
+    """From before the version that did not start; this one made a second, if anything was written in between."""
     copies = host.check_output("ls /var/lib/gpurig/open_webui/backups").splitlines()
-    assert [name.split("-")[1] for name in copies] == ["0.12.0", "0.12.0"]
+    assert {name.split("-")[1] for name in copies} == {"0.12.0"}
 
 
 def test_images_that_nothing_needs_are_gone(host: Host) -> None:
