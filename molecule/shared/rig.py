@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,12 @@ def open_on_purpose(host: Host) -> dict[str, str]:
     group = yaml.safe_load(text)["all"]["children"]["instances"]
     own = group["hosts"][host.backend.get_hostname()] or {}
     return dict(own.get("molecule_open", group["vars"].get("molecule_open", {})))
+
+
+def address(name: str) -> str:
+    """Where the machine that runs the tests, in another network namespace, reaches the host of this name."""
+    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", name]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def noted(host: Host, topic: str, lines: Sequence[str]) -> None:

@@ -184,16 +184,6 @@ def exclusive(path: Path, wait_s: float) -> Iterator[int]:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def readable_by_all() -> Iterator[None]:
-    """Create files that services may read, whatever the caller's umask is: they run as other users than we do."""
-    before = os.umask(0o022)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
 def finish(directory: Path, marker: Mapping[str, Any], exclude: Iterable[str] = ()) -> None:
     """Record the directory's files and write the marker last: from then on it counts as complete. Raises OSError."""
     manifest.write_manifest(directory, directory / MANIFEST, {MARKER, *exclude})

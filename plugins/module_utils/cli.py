@@ -549,10 +549,9 @@ def _covered(path: str, removed: Sequence[str], tops: Sequence[str]) -> bool:
 
 def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
     """Stop everything and remove what we installed."""
-    plan = plan_removal(host, host_json, purge)
-    print(
-        "".join(f"remove {path}\n" for path in plan.remove) + "".join(f"keep   {path}\n" for path in plan.keep), end=""
-    )
+    plan, contained = plan_removal(host, host_json, purge), page_in_docker(host.paths["config"])
+    lines = [*(f"remove {one}" for one in (*contained, *plan.remove)), *(f"keep   {path}" for path in plan.keep)]
+    print("".join(f"{line}\n" for line in lines), end="")
     if not yes:
         if not sys.stdin.isatty():
             raise ToolError("nothing is removed: there is no terminal to ask on. To go ahead: gpurig uninstall --yes")
@@ -569,6 +568,8 @@ def uninstall(host: Host, host_json: str, purge: bool, yes: bool) -> int:
         for unit in units:
             Path(host.unit_dir, unit).unlink(missing_ok=True)
         systemd.daemon_reload()
+    if contained:
+        leave_docker(host.paths["config"])
     for path in plan.remove:
         remove(path, plan.below)
     for top in sorted({host.paths["root"], host.paths["config"], host.paths["state"]}, reverse=True):
@@ -586,6 +587,26 @@ def _give_back_rules(config: str) -> None:
         firewall_host.give_back(config)
     except (firewall_host.FirewallHostError, SystemdError, OSError) as error:
         say(f"a firewall rule of ours stays: {error}")
+
+
+def page_in_docker(config: str) -> list[str]:
+    """What a page that ran in a container has in Docker, in words."""
+    from . import docker_images  # noqa: PLC0415 (only an uninstall needs it)
+
+    known = Path(config, docker_images.PAGE_ANSWERS).is_dir()
+    return [f"the container {docker_images.PAGE} and its images; volumes stay"] if known else []
+
+
+def leave_docker(config: str) -> None:
+    """What Docker does not let go of is told, with the reason."""
+    from . import docker_images  # noqa: PLC0415 (only an uninstall needs it)
+
+    try:
+        _removed, left = docker_images.take_away(Path(config, docker_images.PAGE_ANSWERS), docker_images.PAGE)
+    except docker_images.ImageError as error:
+        left = [str(error)]
+    for words in left:
+        say(f"of the page's container stays {words}")
 
 
 def remove(path: str, below: Sequence[str]) -> None:

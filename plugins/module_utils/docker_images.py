@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .building import readable_by_all
-from .services import write_text
+from .services import readable_by_all, write_text
 
 COMPOSE = "/usr/libexec/docker/cli-plugins/docker-compose"
 """Where the packages of Docker and of Debian put the plugin."""
+PAGE = "gpurig-open-webui"
+"""The container of the page."""
+PAGE_ANSWERS = "open_webui_images"
+"""Below the rig's directory of settings: what is known of the page's images."""
 _QUICK_S = 60.0
 _PULL_S = 3600.0
 _ANSWER_S = 300.0
@@ -211,6 +214,31 @@ def drop(image: Image, answers: Path) -> bool:
         return False
     shutil.rmtree(answer_dir(image, answers), ignore_errors=True)
     return True
+
+
+def take_away(answers: Path, container: str = "", needed: str = "", check: bool = False) -> tuple[list[str], list[str]]:
+    """Remove the container and the images that we pulled; what stands in the text `needed` stays, and all volumes.
+
+    Return (removed, left), each as names, those that are left with the reason. `check` removes nothing. Raises
+    ImageError.
+    """
+    known = ours(answers)
+    if not answers_now():
+        there = [container] if container and known else []
+        return [], [f"{name}: no Docker answers here" for name in (*there, *(image.reference for image in known))]
+    removed, left = [], []
+    if container and has_container(container):
+        removed.append(container)
+        if not check:
+            remove_container(container)
+    for image in known:
+        if image.reference in needed:
+            left.append(f"{image.reference}: runs, or is the way back")
+        elif check or drop(image, answers):
+            removed.append(image.reference)
+        else:
+            left.append(f"{image.reference}: another container uses it")
+    return removed, left
 
 
 def named_in(paths: Iterable[Path]) -> str:

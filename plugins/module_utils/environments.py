@@ -25,6 +25,7 @@ from pathlib import Path
 from . import building, interpreters
 from .building import BuildError, Step
 from .lockfile import Lock, lock_id, normalized, parse
+from .services import readable_by_all
 
 LOCK_COPY = "requirements.lock"
 LOG = "build.log"
@@ -179,7 +180,7 @@ def converge(wish: Wish, check: bool = False, environment: Mapping[str, str] | N
     try:
         if check:
             return _outcome(wish, look(wish))
-        with building.readable_by_all():
+        with readable_by_all():
             wish.home.mkdir(parents=True, exist_ok=True)
             with building.exclusive(wish.home / LOCK_FILE, wish.wait_s) as lock_fd:
                 state = look(wish)

@@ -17,7 +17,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,6 +61,16 @@ def read_json(path: str) -> dict[str, Any] | None:
 def write_json(path: str, content: Mapping[str, Any], mode: int = 0o644) -> None:
     """Replace the record of a run in one step. It means nothing after the next boot, so no start waits for the disk."""
     write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", mode, durable=False)
+
+
+@contextlib.contextmanager
+def readable_by_all() -> Iterator[None]:
+    """Create files that services may read, whatever the caller's umask is: they run as other users than we do."""
+    before = os.umask(0o022)
+    try:
+        yield
+    finally:
+        os.umask(before)
 
 
 def write_text(path: str, text: str, mode: int = 0o644, durable: bool = True) -> None:

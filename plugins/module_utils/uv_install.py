@@ -24,6 +24,7 @@ from . import building, interpreters
 from .building import BuildError, Step
 from .interpreters import Interpreter, Need
 from .lockfile import SpecError, check_spec, for_uv, parse
+from .services import readable_by_all
 
 PROGRAMS = ("uv", "uvx")
 # The oldest whose bundled pip can check hashes and knows the wheels' platform tag (PEP 600).
@@ -111,7 +112,7 @@ def converge_uv(
     try:
         if check:
             return _uv_outcome(wish, version, _look(wish, version))
-        with building.readable_by_all():
+        with readable_by_all():
             wish.uv_dir.mkdir(parents=True, exist_ok=True)
             with building.exclusive(wish.uv_dir / _LOCK_FILE, wish.wait_s) as lock_fd:
                 outcome = _uv_outcome(wish, version, _look(wish, version))
@@ -319,7 +320,7 @@ def _have_installed(wish: PythonWish, environment: Mapping[str, str], lines: tup
     if not os.access(wish.uv, os.X_OK):
         raise NoPythonError(_ways_out(wish, lines, f"uv, which could install one, is not at {wish.uv}."))
     try:
-        with building.readable_by_all():
+        with readable_by_all():
             wish.install_dir.mkdir(parents=True, exist_ok=True)
             with building.exclusive(wish.install_dir / _PYTHON_LOCK_FILE, wish.wait_s) as lock_fd:
                 return _install_python(wish, lock_fd, environment, lines)

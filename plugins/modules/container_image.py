@@ -123,18 +123,14 @@ from ansible_collections.gpurig.llm.plugins.module_utils.docker_images import (
     Image,
     ImageError,
     answer_dir,
-    answers_now,
     compose_program,
-    drop,
-    has_container,
     is_installed,
     is_present,
     mountpoint,
     named_in,
-    ours,
     pull,
-    remove_container,
     running_users,
+    take_away,
     write_answer,
 )
 
@@ -176,24 +172,7 @@ def pruned(params: dict[str, Any], check: bool) -> dict[str, Any]:
     """Return the result."""
     answers = Path(params["answers"])
     needed = named_in(sorted(Path(params["needed_by"]).glob("*.yaml"))) if params["needed_by"] else ""
-    container = params["container"]
-    known = ours(answers)
-    removed, left = [], []
-    if not answers_now():
-        there = [container] if container else []
-        left = [f"{name}: no Docker answers here" for name in (*there, *(image.reference for image in known))]
-        return {"changed": False, "removed": [], "left": left if known else [], "diff": {"before": "", "after": ""}}
-    if container and has_container(container):
-        removed.append(container)
-        if not check:
-            remove_container(container)
-    for image in known:
-        if image.reference in needed:
-            left.append(f"{image.reference}: runs, or is the way back")
-        elif check or drop(image, answers):
-            removed.append(image.reference)
-        else:
-            left.append(f"{image.reference}: another container uses it")
+    removed, left = take_away(answers, params["container"], needed, check)
     if not check:
         with contextlib.suppress(OSError):
             answers.rmdir()  # only when none is left

@@ -92,6 +92,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils import (
     budget,
     cli,
+    docker_images,
     fingerprint,
     firewall_host,
     firewall_plan,
@@ -112,6 +113,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import Spe
 TOOL_MODULES: tuple[ModuleType, ...] = (
     budget,
     cli,
+    docker_images,
     fingerprint,
     firewall_host,
     firewall_plan,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpurig.llm.plugins.module_utils import cli, docker_images
 from ansible_collections.gpurig.llm.plugins.module_utils.webui_database import known_revisions, package_version
 
 Module = Callable[..., dict[str, Any]]
@@ -228,3 +229,26 @@ def test_of_our_images_those_stay_that_something_needs(docker: Docker, run_modul
     assert (done["removed"], done["left"]) == (checked["removed"], [f"{NAME}@{OTHER}: runs, or is the way back"])
     assert docker.now()["images"] == [f"{NAME}@{OTHER}", theirs]
     assert len(list(docker.answers.iterdir())) == 1
+
+
+def test_an_uninstall_leaves_nothing_in_docker_and_says_what_it_could_not(
+    docker: Docker, run_module: Module, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = docker.answers.parent
+    answers = config / docker_images.PAGE_ANSWERS
+    assert cli.page_in_docker(str(config)) == []
+    monkeypatch.setenv("PATH", docker.environment["PATH"])
+    for digest in (DIGEST, OTHER):
+        arguments = docker.arguments(digest=digest, answers=str(answers))
+        run_module("container_image", arguments, environment=docker.environment)
+    docker.now(containers=[docker_images.PAGE, "theirs"], used=[f"{NAME}@{OTHER}"])
+    assert docker_images.PAGE in cli.page_in_docker(str(config))[0]
+    cli.leave_docker(str(config))
+    assert (docker.now()["containers"], docker.now()["images"]) == (["theirs"], [f"{NAME}@{OTHER}"])
+    assert f"{NAME}@{OTHER}: another container uses it" in capsys.readouterr().err
+    docker.now(down=1, used=[])
+    cli.leave_docker(str(config))
+    assert "no Docker answers here" in capsys.readouterr().err
+    docker.now(down=0)
+    cli.leave_docker(str(config))
+    assert (docker.now()["images"], capsys.readouterr().err) == ([], "")

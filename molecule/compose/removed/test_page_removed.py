@@ -17,3 +17,4 @@ def test_nothing_runs_and_the_data_stay(host: Host) -> None:
     assert not host.file("/etc/gpurig/secrets/containers").exists
     assert not host.file("/etc/gpurig/open_webui_images").exists
     assert not host.file("/etc/systemd/system/gpurig-open-webui.service").exists
+    assert host.run("nft list table inet gpurig").rc != 0

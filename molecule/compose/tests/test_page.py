@@ -6,11 +6,10 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 
 import pytest
 from ansible_collections.gpurig.llm.molecule.compose.tests.seen import CONTAINER, PORT, ask, inspected, is_ready, titles
-from ansible_collections.gpurig.llm.molecule.shared.rig import Rig, wait
+from ansible_collections.gpurig.llm.molecule.shared.rig import Rig, address, wait
 from testinfra.host import Host
 
 UNIT = "gpurig-open-webui.service"
@@ -64,9 +63,8 @@ def test_it_listens_on_loopback_only(host: Host) -> None:
     """And another network namespace does not reach it."""
     listening = host.check_output("ss --listening --tcp --numeric --no-header sport = :%s", str(PORT))
     assert [line.split()[3] for line in listening.splitlines()] == [f"127.0.0.1:{PORT}"]
-    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", host.backend.get_hostname()]
-    address = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-    with pytest.raises(OSError, match="refused"), socket.create_connection((address, PORT), timeout=5):
+    place = (address(host.backend.get_hostname()), PORT)
+    with pytest.raises(OSError, match="refused"), socket.create_connection(place, timeout=5):
         pass
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import json
 import socket
-import subprocess
 from typing import Any
 
+from ansible_collections.gpurig.llm.molecule.shared.rig import address
 from testinfra.host import Host
 
 RECORD = "/etc/gpurig/container_engine.json"
@@ -26,16 +26,10 @@ def info(host: Host) -> dict[str, Any]:
     return dict(json.loads(host.check_output("docker info --format '{{json .}}'")))
 
 
-def address(host: Host) -> str:
-    """Where the machine that runs the tests, in another network namespace, reaches the host."""
-    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", host.backend.get_hostname()]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
-
-def is_reached(place: str, port: int) -> bool:
-    """Whether somebody accepts a connection there."""
+def is_reached(host: Host, port: int) -> bool:
+    """Whether the host accepts a connection from the machine that runs the tests."""
     try:
-        with socket.create_connection((place, port), timeout=3):
+        with socket.create_connection((address(host.backend.get_hostname()), port), timeout=3):
             return True
     except OSError:
         return False

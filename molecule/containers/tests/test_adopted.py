@@ -8,7 +8,6 @@ from __future__ import annotations
 from ansible_collections.gpurig.llm.molecule.containers.tests.seen import (
     RECORD,
     SETTINGS,
-    address,
     info,
     is_reached,
     read,
@@ -30,7 +29,7 @@ def test_the_owner_s_keys_are_all_there(host: Host) -> None:
 def test_where_their_containers_publish_was_not_touched(host: Host) -> None:
     """It was the whole network before and is so now."""
     assert not {"ip", "default-network-opts", "default-address-pools"} & set(read(host, SETTINGS))
-    assert is_reached(address(host), 8081)
+    assert is_reached(host, 8081)
     assert (read(host, RECORD)["owner"], read(host, RECORD)["network"]) == ("others", "theirs")
 
 

@@ -11,7 +11,6 @@ import pytest
 from ansible_collections.gpurig.llm.molecule.containers.tests.seen import (
     RECORD,
     SETTINGS,
-    address,
     info,
     is_reached,
     is_served,
@@ -84,8 +83,8 @@ def test_the_engine_is_the_distribution_s(host: Host) -> None:
 def test_a_published_port_stays_on_loopback(host: Host, port: int) -> None:
     """The host reaches it, another network namespace does not; one that names 0.0.0.0 proves that it could."""
     assert is_served(host, port)
-    assert not is_reached(address(host), port)
-    assert is_reached(address(host), 8084)
+    assert not is_reached(host, port)
+    assert is_reached(host, 8084)
 
 
 def test_logs_of_each_container_rotate(host: Host) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from ansible_collections.gpurig.llm.molecule.shared.rig import noted, wait
+from ansible_collections.gpurig.llm.molecule.shared.rig import address, noted, wait
 from ansible_collections.gpurig.llm.tests.hosts import exposure
 from testinfra.host import Host
 
@@ -33,12 +33,6 @@ def on(name: str, *command: str) -> str:
     """What a program says on a host."""
     done = subprocess.run(["podman", "exec", name, *command], check=True, capture_output=True, text=True, timeout=60)
     return done.stdout.strip()
-
-
-def address(name: str) -> str:
-    """The host's address in the network that it shares with the other one and with the machine that runs the tests."""
-    command = ["podman", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", name]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def reaches(who: str, whom: str, port: int, source: str = "") -> bool:
