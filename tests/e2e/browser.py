@@ -25,7 +25,7 @@ FLAGS = (
     *("--proxy-server=direct://", "--lang=en-US", "--window-size=1280,900"),
 )
 INPUT, SEND, MODEL = "#chat-input", "#send-message-button", "button[id^='model-selector-']"
-ANSWER = "#response-content-container"
+ANSWER, WHOLE = "#response-content-container", ".copy-response-button"
 
 
 def missing() -> str:
@@ -104,28 +104,29 @@ class Browser:
         return names
 
     def ask(self, question: str, limit_s: float = 90) -> Answer:
-        """Ask and watch the answer come; it is whole when it stays the same for two seconds."""
-        before = len(self.all(ANSWER))
+        """Ask and watch the answer come; it is whole when the page lets it be copied."""
+        before, whole = len(self.all(ANSWER)), len(self.all(WHOLE))
         box = self.one(INPUT)
         box.click()
         box.send_keys(question)
         self.click(SEND)
         answer = Answer("")
-        deadline, changed = time.monotonic() + limit_s, time.monotonic()
+        deadline = time.monotonic() + limit_s
 
         def text() -> str:
             rows = self.all(ANSWER)
             return str(rows[-1].text) if len(rows) > before else ""
 
-        while time.monotonic() < deadline:
+        while True:
+            ended = len(self.all(WHOLE)) > whole
             now = str(self.wait(lambda: [text()], "the answer")[0])
             if now != answer.text:
-                answer.text, changed = now, time.monotonic()
+                answer.text = now
                 answer.lengths.append(len(now))
-            if answer.text and time.monotonic() - changed > 2:
-                break
+            if ended:
+                return answer
+            assert time.monotonic() < deadline, f"not whole within {limit_s:.0f} s: {answer.text!r}"
             time.sleep(0.05)
-        return answer
 
     def picture(self, path: Path) -> Path:
         self.driver.save_screenshot(str(path))

@@ -53,7 +53,8 @@ class Rig(PageRig):
     def instances(self) -> list[dict[str, Any]]:
         small = {"model": "smollm2", "engine": "llama_cpp", "device": "cpu"}
         return [
-            {"name": "chat", "port": self.box.port, "context": 2048, **small},
+            # People ask without a temperature, and an answer that is drawn may be any.
+            {"name": "chat", "port": self.box.port, "context": 2048, "flags": {"temp": 0}, **small},
             {
                 "name": "notes",
                 "port": self.embed_port,
