@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 POOLINGS = ("none", "mean", "cls", "last", "rank")  # in the order of llama.h's enum llama_pooling_type, from 0
+TEMP_IS_GIVEN = 1 << 6  # of llama.cpp's enum common_params_sampling_config
 
 
 def fail(message: str) -> None:
@@ -65,6 +66,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=positive)
     parser.add_argument("--ubatch-size", type=positive)
     parser.add_argument("--n-predict", type=int, help="most tokens of one answer; -1 sets no limit")
+    parser.add_argument("--temp", type=float, help="temperature of requests that name none; default the model's")
     parser.add_argument("--n-gpu-layers", type=int)
     parser.add_argument("--timeout", type=positive, help="seconds that a connection may stand still")
     parser.add_argument("--chat-template", help="name or text of a chat template in place of the model's own")
@@ -102,6 +104,9 @@ def fill(params: Any, options: argparse.Namespace, api_key: str) -> None:
         params.chat_template = options.chat_template
     if options.n_gpu_layers is not None:
         params.n_gpu_layers = options.n_gpu_layers
+    if options.temp is not None:
+        params.sampling.temp = max(options.temp, 0.0)
+        params.sampling.user_sampling_config |= TEMP_IS_GIVEN  # else what the model file says would come before it
     if options.n_predict is not None:
         params.n_predict = options.n_predict
     if options.batch_size is not None:
