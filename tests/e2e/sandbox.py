@@ -26,6 +26,8 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 INVENTORY = CHECKOUT / "inventories" / "local"
 RUN_MARK = "GPURIG_E2E_RUN"
+FULL = bool(os.environ.get("GPURIG_E2E_FULL"))
+"""Whether tests that take long run, too."""
 
 # What differs between two equal rigs: measured times, process ids, generated keys, logs and caches.
 VOLATILE = re.compile(

@@ -14,9 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import Sandbox
-
-FULL = bool(os.environ.get("GPURIG_E2E_FULL"))
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import FULL, Sandbox
 
 
 def _edit(path: Path) -> None:

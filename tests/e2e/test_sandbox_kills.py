@@ -15,9 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import Sandbox, free_port
-
-FULL = bool(os.environ.get("GPURIG_E2E_FULL"))
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import FULL, Sandbox, free_port
 
 
 def _started(path: Path) -> Callable[[], bool]:

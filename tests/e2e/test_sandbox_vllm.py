@@ -29,10 +29,9 @@ from typing import Any
 import pytest
 import yaml
 from ansible_collections.gpurig.llm.scripts.test_levels import has_torch_cpu, torch_cpu
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Sandbox, free_port
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, FULL, Sandbox, free_port
 from ansible_collections.gpurig.llm.tests.tiny_model import make
 
-FULL = bool(os.environ.get("GPURIG_E2E_FULL"))
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpurig-tests"
 FLAGS = {"kv-cache-memory-bytes": "64M"}
 SMOLLM2_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"

@@ -35,7 +35,7 @@ from ansible_collections.gpurig.llm.tests.e2e.page_rig import (
     keep_a_chat,
     readable_by_all,
 )
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import Result, Sandbox, free_port
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import FULL, Result, Sandbox, free_port
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -43,6 +43,7 @@ USER, NAME = "web ui@sqlite", "chats-1.x"
 PASSWORD = "p@ss:/%#?= sqlite'\"\\ü✓;&+$ {{ x }}"
 PASSWORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
 
+LONG = pytest.mark.skipif(not FULL, reason="three runs more, with two releases on PostgreSQL")
 pytestmark = pytest.mark.skipif(not postgres.PROGRAMS, reason="needs PostgreSQL's server, Debian's postgresql")
 
 
@@ -124,6 +125,7 @@ def test_a_wrong_password_stops_nothing(rig: Rig) -> None:
     assert (rig.pid(), rig.secrets_file.read_bytes()) == (before, kept)
 
 
+@LONG
 def test_an_upgrade_has_a_copy_and_the_copy_is_the_way_back(rig: Rig, run_module: Any) -> None:
     result = rig.run()
     assert result.rc == 0, result.text[-6000:]
@@ -145,6 +147,7 @@ def test_an_upgrade_has_a_copy_and_the_copy_is_the_way_back(rig: Rig, run_module
     assert [path.name for path in (rig.data / "backups").iterdir()] == [copy.name]
 
 
+@LONG
 def test_an_adopted_database_wants_its_administrators_own_password(rig: Rig) -> None:
     password, text = rig.secret("WEBUI_ADMIN_PASSWORD"), rig.secrets_file.read_text(encoding="utf-8")
     lines = [line for line in text.splitlines(keepends=True) if not line.startswith("WEBUI_ADMIN_PASSWORD=")]
