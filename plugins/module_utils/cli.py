@@ -603,10 +603,10 @@ def leave_docker(config: str) -> None:
 
     try:
         _removed, left = docker_images.take_away(Path(config, docker_images.PAGE_ANSWERS), docker_images.PAGE)
-    except docker_images.ImageError as error:
+    except (docker_images.ImageError, OSError) as error:
         left = [str(error)]
     for words in left:
-        say(f"of the page's container stays {words}")
+        say(f"something of the page's container stays in Docker: {words}. Remove it with docker rm or docker image rm")
 
 
 def remove(path: str, below: Sequence[str]) -> None:
