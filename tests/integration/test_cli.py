@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpurig.llm.plugins.module_utils import cli, procfs, services, supervisor
+from ansible_collections.gpurig.llm.plugins.module_utils import cli, docker_images, procfs, services, supervisor
 from ansible_collections.gpurig.llm.plugins.module_utils.gpu_model import Card
 from ansible_collections.gpurig.llm.tests.integration.installed import SLEEPER, Rig, installed, wait_for
 
@@ -561,6 +561,31 @@ def test_uninstall_forgets_what_was_in_memory_alone(rig: Rig) -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(theirs, ignore_errors=True)
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_uninstall_takes_the_page_out_of_docker(rig: Rig, tmp_path: Path, answers: bool) -> None:
+    """With consent only, and where no Docker answers it says what stays and goes on."""
+    fill(rig)
+    image = docker_images.Image("ghcr.io/open-webui/open-webui", f"sha256:{'a' * 64}")
+    answer = docker_images.answer_dir(image, Path(rig.host.paths["config"], docker_images.PAGE_ANSWERS))
+    answer.mkdir(parents=True)
+    (answer / "open_webui.json").write_text(json.dumps({"reference": image.reference}))
+    docker, calls = tmp_path / "docker", tmp_path / "docker.calls"
+    docker.write_text(f'#!/bin/sh\necho "$@" >> "$0.calls"\nexit {0 if answers else 1}\n')
+    docker.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    asked = rig.command("uninstall", env=environment)
+    assert f"remove the container {docker_images.PAGE} and its images; volumes stay\n" in asked.stdout
+    assert not calls.exists()
+    done = rig.command("uninstall", "--yes", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in rig.root.iterdir()) == ["models", "pages"]
+    orders = [line for line in calls.read_text().splitlines() if "rm" in line.split()]
+    assert orders == ([f"rm --force {docker_images.PAGE}", f"image rm {image.reference}"] if answers else [])
+    for what in (docker_images.PAGE, image.reference):
+        assert (f"{what}: no Docker answers here. Remove it with" in done.stderr) != answers
 
 
 @pytest.mark.parametrize(("answer", "removed"), [("yes", True), ("y", False), ("", False)])
