@@ -3,14 +3,20 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The page: site.yml with the real Open WebUI, used in a real browser, with real engines behind it.
 
-The tests of this file follow each other on one rig.
+Last come the other places of its data: a real PostgreSQL, and memory alone without sign-in. The tests of this file
+follow each other on one rig.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
+import re
+import shutil
 import socket
+import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, sign_in
-from ansible_collections.gpurig.llm.tests.e2e import browser
+from ansible_collections.gpurig.llm.plugins.module_utils.memory_dir import file_system
+from ansible_collections.gpurig.llm.plugins.module_utils.postgres_url import database_url
+from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, enter, sign_in
+from ansible_collections.gpurig.llm.tests.e2e import browser, postgres
 from ansible_collections.gpurig.llm.tests.e2e.page_rig import (
     ADMIN,
     EARLIER,
@@ -31,11 +39,19 @@ from ansible_collections.gpurig.llm.tests.e2e.page_rig import (
     keep_a_chat,
     readable_by_all,
 )
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import Result, Sandbox, free_port
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import FULL, Result, Sandbox, free_port
 from ansible_collections.gpurig.llm.tests.e2e.test_sandbox import _own_address
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 FRIEND, FRIENDS_PASSWORD = "friend@rig.example.org", "a-password-of-the-friend"
 NOWHERE = {"DATABASE_URL": "sqlite:////proc/nowhere/webui.db"}
+USER, NAME = "web ui@sqlite", "chats-1.x"
+PASSWORD = "p@ss:/%#?= sqlite'\"\\ü✓;&+$ {{ x }}"
+PASSWORDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=30)
+
+LONG = pytest.mark.skipif(not FULL, reason="a run or three more, with two releases")
+ON_POSTGRESQL = pytest.mark.skipif(not postgres.PROGRAMS, reason="needs PostgreSQL's server, Debian's postgresql")
 
 pytestmark = [
     pytest.mark.skipif(bool(browser.missing()), reason=f"needs {browser.missing()}"),
@@ -102,7 +118,7 @@ def rig(built: tuple[Rig, Result]) -> Rig:
 
 
 def assert_works(rig: Rig, result: Result, version: str) -> None:
-    """The report of the run says so, each line of it."""
+    """The page's report says so, each line of it."""
     assert result.rc == 0, result.text[-6000:]
     report = result.text[result.text.index("Page: ") :]
     for words in (rig.url, f"Open WebUI {version}", ADMIN, str(rig.secrets_file), "Models to choose: chat\n"):
@@ -110,12 +126,12 @@ def assert_works(rig: Rig, result: Result, version: str) -> None:
     assert "Paris" in report[report.index("Asked through the page") :].splitlines()[0]
     assert report[report.index("Asked about a document: ") :].splitlines()[0].strip() != "Asked about a document:"
     assert "Does not work" not in report, report
-    assert report.rindex(f"Page: {rig.url}") > report.index("first line of the answer"), "the last report names it"
 
 
 def test_from_nothing_to_an_answer_through_the_page_of_an_earlier_release(built: tuple[Rig, Result]) -> None:
     rig, result = built
     assert_works(rig, result, EARLIER)
+    assert result.text.rindex(f"Page: {rig.url}") > result.text.index("first line of the answer"), "the last report"
     status = Path(f"/proc/{rig.pid()}/status").read_text(encoding="utf-8")
     resident = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS"))
     print(
@@ -144,6 +160,7 @@ def test_an_upgrade_that_does_not_start_is_taken_back_with_its_database(rig: Rig
     assert (rig.version(), titles(rig)) == (EARLIER, ["Before the upgrade"])
 
 
+@LONG
 def test_a_first_start_that_fails_on_an_adopted_database_leaves_it_alone(rig: Rig) -> None:
     [good], record = rig.box.root.rglob("good/open-webui.json"), rig.data / "gpurig.json"
     kept = record.read_bytes()
@@ -159,7 +176,7 @@ def test_a_first_start_that_fails_on_an_adopted_database_leaves_it_alone(rig: Ri
 
 def test_an_upgrade_keeps_people_and_chats_and_has_a_copy(rig: Rig) -> None:
     before = rig.pid()
-    result = rig.run()
+    result = rig.run_page()
     assert_works(rig, result, PRESENT)
     assert "Have a copy of the database before another version gets it" in result.changed_tasks
     assert (rig.version(), titles(rig), rig.copies()) == (PRESENT, ["Before the upgrade"], [EARLIER, EARLIER])
@@ -329,7 +346,186 @@ def test_the_way_back_is_the_old_copy_and_the_old_release(rig: Rig, run_module: 
     back = {"data_dir": str(rig.data), "environment_dir": str(environment), "state": "restored"}
     done = run_module("open_webui_database", back)
     assert done["changed"], done
-    result = rig.run(open_webui_lock=str(rig.earlier))
+    result = rig.run_page(open_webui_lock=str(rig.earlier))
     assert_works(rig, result, EARLIER)
     assert (rig.version(), titles(rig)) == (EARLIER, ["Before the upgrade"]), "later chats are in no copy"
     sign_in(rig.url, FRIEND, FRIENDS_PASSWORD)
+
+
+# --- the other places of its data --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[postgres.Cluster]:
+    made = postgres.start()
+    try:
+        quoted = PASSWORD.replace("'", "''")
+        made.ask("SET standard_conforming_strings = on", f"CREATE ROLE \"{USER}\" LOGIN PASSWORD '{quoted}'")
+        made.ask(f'CREATE DATABASE "{NAME}" OWNER "{USER}"')
+        yield made
+    finally:
+        made.end()
+
+
+@dataclass
+class OnPostgres:
+    """The rig's page with its data in the cluster."""
+
+    rig: Rig
+    cluster: postgres.Cluster
+
+    def run(self, *more: str, password: str = PASSWORD, **variables: Any) -> Result:
+        database = {"host": "127.0.0.1", "port": self.cluster.port, "name": NAME, "user": USER}
+        page = {"admin": ADMIN, "port": self.rig.port, "postgres": database}
+        # As from a vault: a password is text, whatever is in it.
+        secret = {"open_webui_postgres_password": {"__ansible_unsafe": password}}
+        return self.rig.run_page(*more, page=page, **secret, **variables)
+
+    def module(self, **more: Any) -> dict[str, Any]:
+        """The arguments by which the modules find the database."""
+        environment = self.rig.box.root / "envs" / "open_webui" / "current"
+        common = {"data_dir": str(self.rig.data), "environment_dir": str(environment)}
+        return {**common, "secrets_file": str(self.rig.secrets_file), **more}
+
+
+@pytest.fixture
+def there(rig: Rig, cluster: postgres.Cluster) -> OnPostgres:
+    return OnPostgres(rig, cluster)
+
+
+@ON_POSTGRESQL
+def test_the_page_on_postgresql_with_a_password_of_odd_characters(rig: Rig, there: OnPostgres) -> None:
+    result = there.run(open_webui_lock=str(rig.earlier))
+    assert_works(rig, result, EARLIER)
+    where = f"PostgreSQL database {NAME} at 127.0.0.1 port {there.cluster.port} as user {USER}"
+    assert f"Database: {where}" in result.text, result.text[-3000:]
+    assert there.cluster.ask('SELECT count(*) FROM "user"', database=NAME) == "1"
+    assert titles(rig) == []
+    with contextlib.closing(sqlite3.connect(rig.data / "webui.db")) as before:
+        assert before.execute("SELECT title FROM chat").fetchall() == [("Before the upgrade",)], "what was there stays"
+    keep_a_chat(rig.page(), "On PostgreSQL")
+
+
+@ON_POSTGRESQL
+def test_no_output_unit_process_or_open_file_tells_the_password(rig: Rig, there: OnPostgres) -> None:
+    before = rig.pid()
+    result = there.run("-vvv", "--diff", open_webui_lock=str(rig.earlier))
+    assert (result.rc, result.changed, rig.pid()) == (0, 0, before), result.changed_tasks
+    url = rig.secret("DATABASE_URL")
+    secrets = {
+        "the password": PASSWORD,
+        "as JSON": json.dumps(PASSWORD)[1:-1],
+        "quoted": url.split(":")[2].split("@")[0],
+    }
+    assert holding(secrets, [("the output at -vvv", result.text.encode())]) == []
+    assert holding(secrets, command_lines()) == []
+    assert holding(secrets, readable_by_all(rig.box.root)) == []
+    logs = [(path.name, path.read_bytes()) for path in (rig.box.root / "log").iterdir() if path.is_file()]
+    assert holding(secrets, logs) == []
+    records = [(path.name, path.read_bytes()) for path in rig.box.root.rglob("open-webui.*") if path.suffix != ".env"]
+    assert holding(secrets, records) == []
+    assert rig.secrets_file.stat().st_mode & 0o777 == 0o600
+
+
+@ON_POSTGRESQL
+def test_a_wrong_password_stops_nothing(rig: Rig, there: OnPostgres) -> None:
+    before, kept = rig.pid(), rig.secrets_file.read_bytes()
+    result = there.run(password="wrong-one", open_webui_lock=str(rig.earlier))
+    assert result.rc != 0
+    assert "open_webui_postgres_password" in result.text
+    assert "wrong-one" not in result.text
+    assert (rig.pid(), rig.secrets_file.read_bytes()) == (before, kept)
+
+
+@LONG
+@ON_POSTGRESQL
+def test_an_upgrade_on_postgresql_has_a_copy_and_the_copy_is_the_way_back(
+    rig: Rig, there: OnPostgres, run_module: Any
+) -> None:
+    result = there.run()
+    assert result.rc == 0, result.text[-6000:]
+    assert rig.version() == PRESENT
+    [copy] = (rig.data / "backups").glob("webui-*.dump")
+    assert re.fullmatch(rf"webui-{EARLIER}-\w+\.dump", copy.name)
+    assert copy.stat().st_mode & 0o777 == 0o600
+    rig.page().call("POST", "/api/v1/auths/add", {"name": "Late", "email": "late@rig.example.org", "password": "x" * 9})
+    assert rig.box.tool("stop", "open-webui").returncode == 0
+    tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+    newer = int(there.cluster.ask(tables, database=NAME))
+    refused = run_module("open_webui_database", there.module(state="restored", backup="webui-none.dump"))
+    assert copy.name in refused["msg"]
+    done = run_module("open_webui_database", there.module(state="restored"))
+    assert (done.get("changed"), done.get("backup")) == (True, copy.name), done
+    assert int(there.cluster.ask(tables, database=NAME)) < newer, "what the newer version added is gone"
+    assert there.cluster.ask("SELECT title FROM chat", database=NAME) == "On PostgreSQL"
+    assert there.cluster.ask('SELECT count(*) FROM "user"', database=NAME) == "1"
+    assert [path.name for path in (rig.data / "backups").glob("*.dump")] == [copy.name]
+
+
+@LONG
+@ON_POSTGRESQL
+def test_an_adopted_database_wants_its_administrators_own_password(rig: Rig, there: OnPostgres) -> None:
+    password, text = rig.secret("WEBUI_ADMIN_PASSWORD"), rig.secrets_file.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("WEBUI_ADMIN_PASSWORD=")]
+    rig.secrets_file.write_text("".join(lines), encoding="utf-8")
+    refused = there.run()
+    assert refused.rc != 0
+    assert "open_webui_admin_password" in refused.text
+    assert rig.secrets_file.read_text(encoding="utf-8") == "".join(lines), "none was generated"
+    result = there.run("-vvv", open_webui_admin_password=password)
+    assert result.rc == 0, result.text[-6000:]
+    assert password not in result.text
+    assert rig.secret("WEBUI_ADMIN_PASSWORD") == password
+    assert (rig.version(), titles(rig)) == (PRESENT, ["On PostgreSQL"])
+
+
+def test_any_password_survives_the_parsers_of_the_page(rig: Rig) -> None:
+    """SQLAlchemy's, and libpq's as psycopg asks it, in the page's own Python."""
+    seen: list[tuple[str, str]] = []
+
+    @settings(max_examples=200, database=None, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(password=PASSWORDS)
+    def collect(password: str) -> None:
+        seen.append((password, database_url("127.0.0.1", 1, NAME, USER, password)))
+
+    collect()
+    program = (
+        "import json, sys; from sqlalchemy import make_url; from psycopg.conninfo import conninfo_to_dict\n"
+        "for password, url in json.load(sys.stdin):\n"
+        "    read, plain = make_url(url), conninfo_to_dict(url.replace('+psycopg', '', 1))\n"
+        "    print(read.password == plain['password'] == password, read.database == plain['dbname'], read.username)\n"
+    )
+    python = rig.box.root / "envs" / "open_webui" / "current" / "bin" / "python"
+    done = subprocess.run([python, "-c", program], input=json.dumps(seen), capture_output=True, text=True, check=True)
+    assert set(done.stdout.splitlines()) == {f"True True {USER}"}
+
+
+def test_in_memory_alone_and_without_sign_in(rig: Rig) -> None:
+    page = {"port": rig.port, "auth": False, "keep": False}
+    before = {path: path.stat().st_mtime_ns for path in rig.data.rglob("*")}
+    expected = Path("/dev/shm/gpurig-open-webui-" + hashlib.sha256(str(rig.box.root).encode()).hexdigest()[:12])
+    try:
+        result = rig.run_page(page=page)
+        assert result.rc == 0, result.text[-6000:]
+        report = result.text[result.text.index("Page: ") :]
+        assert "everybody on this host is administrator" in report
+        assert "The chats from before stay in " in report
+        memory = Path(re.search(r"in memory, in (/dev/shm/[\w-]+)", report)[1])  # type: ignore[index]
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+        assert memory == expected
+        assert (memory.stat().st_mode & 0o777, file_system(str(memory), mounts)) == (0o700, "tmpfs")
+        assert (memory / "webui.db").exists()
+        assert {path: path.stat().st_mtime_ns for path in rig.data.rglob("*")} == before
+        anybody = enter(rig.url, "", str(rig.secrets_file))
+        assert anybody.settings()["ui.enable_signup"] is False
+        keep_a_chat(anybody, "Forgotten")
+        # As after a boot: nothing of it is there any more.
+        assert rig.box.tool("stop", "open-webui").returncode == 0
+        shutil.rmtree(memory)
+        assert rig.box.tool("start", "open-webui").returncode == 0
+        result = rig.run_page(page=page)
+        assert (result.rc, result.changed_tasks) == (0, ["Set what the inventory decides"]), result.text[-6000:]
+        assert enter(rig.url, "", str(rig.secrets_file)).call("GET", "/api/v1/chats/?page=1") == []
+    finally:
+        rig.box.tool("stop", "open-webui")
+        shutil.rmtree(expected, ignore_errors=True)

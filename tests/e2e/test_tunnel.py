@@ -256,14 +256,12 @@ def test_a_refused_key_and_a_taken_port_are_named(near: Near) -> None:
         wait_for(lambda: f"port {near.port} of this host is taken" in near.says(), 30, "the taken port")
 
 
-PLAY = """
+PLAY = f"""
 - hosts: node:other
   gather_facts: false
   tasks:
     - name: Learn where the node has its keys
-      gpurig.llm.rig_facts:
-        kind: sandbox
-        root: "{{ rig_root }}"
+      ansible.builtin.import_tasks: {CHECKOUT}/playbooks/tasks/learn.yml
 - hosts: home
   gather_facts: false
   tasks:
@@ -293,6 +291,8 @@ class Homes:
         instances = [{"name": "chat", "model": "any", "port": remote_port}]
         home = {"rig_root": str(self.box.root), "rig_tunnels": [{**one, **tunnel}]}
         home |= {"tunnel_authorized_keys": str(self.node.authorized), "tunnel_start_timeout_s": 15}
+        if Path(self.box.gpurig).exists():
+            home["host_tool_ready"] = True  # as after phase host
         node = {**where, "rig_root": str(self.place / "away"), "rig_instances": instances}
         hosts = {"home": {**local, **home}, "node": {**local, **node, **self.reached}, "other": {**local, **node}}
         (self.place / "hosts.yml").write_text(json.dumps({"all": {"hosts": hosts}}))

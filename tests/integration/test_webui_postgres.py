@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """The page's database in a real PostgreSQL, looked into by the real psycopg, copied by the real pg_dump.
 
-The tables are few and made here; those of the real Open WebUI are in tests/e2e/test_sandbox_webui_data.py.
+The tables are few and made here; those of the real Open WebUI are in tests/e2e/test_sandbox_webui.py.
 """
 
 from __future__ import annotations

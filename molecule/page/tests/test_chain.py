@@ -8,120 +8,44 @@ Page and browser are asked in the home host's network: what is loopback there st
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import pytest
-import testinfra
-from ansible_collections.gpurig.llm.molecule.shared.rig import QUESTIONS, Rig, wait
-from ansible_collections.gpurig.llm.plugins.module_utils.webui_api import Page, PageError, sign_in
+from ansible_collections.gpurig.llm.molecule.page.chain import (
+    ADMIN,
+    HOME,
+    PAGE_UNIT,
+    PLACE,
+    POD,
+    PORT,
+    QUESTION,
+    SECRETS,
+    TUNNEL_UNIT,
+    URL,
+    USER,
+    WORD,
+    Chain,
+    both_ends,
+    inside,
+    is_up_and_says_so,
+    kill_sshd,
+    main_pid,
+    network_of,
+    seconds_to_an_answer,
+    start_sshd,
+)
+from ansible_collections.gpurig.llm.molecule.shared.rig import wait
 from ansible_collections.gpurig.llm.tests.e2e import browser
-from testinfra.host import Host
-
-HOME, POD, USER = "gpurig-page-home", "gpurig-page-pod", "forward"
-URL, ADMIN = "http://127.0.0.1:8080", "admin@home.example.org"
-SECRETS = "/etc/gpurig/secrets"
-PAGE_UNIT, TUNNEL_UNIT = "gpurig-open-webui.service", "gpurig-tunnel-pod.service"
-QUESTION, WORD = QUESTIONS["smollm2"]
-PORT, MOVED_PORT = 40022, 40023
-CHECKOUT = Path(os.environ["MOLECULE_PROJECT_DIRECTORY"])
-PLACE = Path(os.environ["MOLECULE_EPHEMERAL_DIRECTORY"])
 
 # selenium's own, where it lets go of its driver
 pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
-def podman(*words: str) -> str:
-    return subprocess.run(["podman", *words], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def network_of(container: str) -> str:
-    return f"/proc/{podman('inspect', '--format', '{{.State.Pid}}', container)}/ns/net"
-
-
-@contextlib.contextmanager
-def inside(container: str) -> Iterator[None]:
-    """Be in the container's network, with this thread and what it starts."""
-    with Path("/proc/thread-self/ns/net").open("rb") as here, Path(network_of(container)).open("rb") as there:
-        os.setns(there.fileno(), os.CLONE_NEWNET)
-        try:
-            yield
-        finally:
-            os.setns(here.fileno(), os.CLONE_NEWNET)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """The two ends."""
-
-    home: Rig
-    pod: Rig
-
-    def password(self) -> str:
-        text = self.home.host.check_output("cat %s/open-webui.env", SECRETS)
-        return dict(line.split("=", 1) for line in text.splitlines())["WEBUI_ADMIN_PASSWORD"]
-
-    def page(self) -> Page:
-        with inside(HOME):
-            return sign_in(URL, ADMIN, self.password())
-
-    def pids(self) -> tuple[str, str]:
-        return main_pid(self.home.host, PAGE_UNIT), main_pid(self.home.host, TUNNEL_UNIT)
-
-    def tunnel_says(self) -> str:
-        return self.home.host.check_output("%s logs tunnel-pod --lines 12", self.home.tool)
-
-
 @pytest.fixture(scope="module")
 def chain() -> Iterator[Chain]:
-    """The pod is left with its ssh server where the inventory says."""
-    made = Chain(*(Rig.of(testinfra.get_host(f"podman://{name}")) for name in (HOME, POD)))
-    yield made
-    made.pod.host.run("kill -9 $(pgrep sshd)")
-    start_sshd(made.pod.host, PORT)
-
-
-def main_pid(host: Host, unit: str) -> str:
-    return host.check_output("systemctl show %s --property=MainPID --value", unit)
-
-
-def seconds_to_an_answer(page: Page, since: float, limit_s: float = 90) -> float:
-    """From `since` until the model has answered through the page."""
-    with inside(HOME):
-        while True:
-            with contextlib.suppress(PageError):
-                if page.models() == ["chat"] and WORD in page.chat("chat", QUESTION, timeout_s=60):
-                    return time.monotonic() - since
-            assert time.monotonic() - since < limit_s, f"no answer within {limit_s} s"
-            time.sleep(0.2)
-
-
-def is_up_and_says_so(page: Page) -> str:
-    """While the pod is gone: the page answers, offers no model, and says in words why it does not chat."""
-    with inside(HOME):
-        assert page.version()
-        assert page.models() == []
-        with pytest.raises(PageError) as refused:
-            page.chat("chat", QUESTION, timeout_s=30)
-    return str(refused.value)
-
-
-def start_sshd(pod: Host, port: int) -> float:
-    pod.check_output("/usr/sbin/sshd -p %s", str(port))
-    return time.monotonic()
-
-
-def kill_sshd(pod: Host) -> None:
-    """The server and its sessions, as when the node goes away."""
-    pod.check_output("kill -9 $(pgrep sshd)")
+    yield from both_ends()
 
 
 # --- what lies there ---------------------------------------------------------------------------------------------
@@ -247,52 +171,3 @@ def test_the_network_falls_silent_and_comes_back(chain: Chain) -> None:
     assert noticed_s < 25
     assert took_s < 25
     assert chain.pids() == before
-
-
-def test_a_boot_of_both_brings_everything_back(chain: Chain) -> None:
-    """Without Ansible: systemd at home, the start command in the pod."""
-    page = chain.page()
-    began = time.monotonic()
-    podman("restart", "--time", "5", POD)
-    podman("restart", "--time", "20", HOME)
-    back = time.monotonic()
-    took_s = seconds_to_an_answer(page, back, 180)
-    print(f"\nboth hosts started anew within {back - began:.0f} s; a chat was answered {took_s:.1f} s later")
-    assert chain.home.host.check_output("systemctl is-system-running --wait") == "running"
-
-
-def play(*more: str, **pod: Any) -> subprocess.CompletedProcess[str]:
-    """Run site.yml over the scenario's inventory, in which the pod has been described anew."""
-    moved = PLACE / "moved.json"
-    moved.write_text(json.dumps({"all": {"hosts": {POD: pod}}}), encoding="utf-8")
-    inventories = [
-        f"--inventory={path}" for path in (os.environ["MOLECULE_SCENARIO_DIRECTORY"] + "/inventory.yml", moved)
-    ]
-    program = str(Path(sys.executable).with_name("ansible-playbook"))
-    command = [sys.executable, program, str(CHECKOUT / "site.yml"), *inventories, *more]
-    env = {**os.environ, "ANSIBLE_CONFIG": str(CHECKOUT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=900, env=env)
-
-
-def test_another_pod_in_its_place_is_followed_when_the_inventory_says_so(chain: Chain) -> None:
-    """As after a stop and start of a rented one: another port, another host key, and nobody's key authorized."""
-    page, before, pod = chain.page(), chain.pids(), chain.pod.host
-    kill_sshd(pod)
-    pod.check_output("rm -r /home/forward/.ssh /etc/ssh/ssh_host_* && ssh-keygen -A")
-    start_sshd(pod, PORT)
-    wait("the tunnel says why", lambda: "another host key than the one pinned" in chain.tunnel_says())
-    status = chain.home.host.check_output("%s status", chain.home.tool)
-    assert "tunnel-pod" in status
-    is_up_and_says_so(page)
-    kill_sshd(pod)
-    back = start_sshd(pod, MOVED_PORT)
-    noted = PLACE / "pod_host_key.pub"
-    noted.write_text(pod.check_output("cat /etc/ssh/ssh_host_ed25519_key.pub") + "\n", encoding="utf-8")
-    done = play("--limit", HOME, ansible_port=MOVED_PORT)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr
-    run_s = time.monotonic() - back
-    took_s = seconds_to_an_answer(page, back, run_s + 60)
-    print(f"\na moved pod: the playbook ran {run_s:.0f} s, a chat was answered {took_s:.1f} s after the pod was there")
-    assert chain.pids() == before, "page or tunnel were started anew"
-    assert "Page: http://127.0.0.1:8080" in done.stdout
-    assert WORD in done.stdout[done.stdout.index("Asked through the page") :].splitlines()[0]
