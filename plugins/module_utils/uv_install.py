@@ -30,6 +30,13 @@ PROGRAMS = ("uv", "uvx")
 # The oldest whose bundled pip can check hashes and knows the wheels' platform tag (PEP 600).
 PIP_PYTHON = ">=3.8"
 
+# Where ensurepip has it: a distribution may keep its wheels elsewhere. Making a venv with it takes five seconds.
+_PIP_WHEEL = """
+import ensurepip, glob, os, sysconfig
+places = [sysconfig.get_config_var("WHEEL_PKG_DIR") or "", os.path.join(os.path.dirname(ensurepip.__file__), "_bundled")]
+print(next((path for place in places if place for path in glob.glob(os.path.join(place, "pip-*.whl"))), ""))
+"""
+
 UV_LOG = "install.log"
 PYTHON_LOG = "install.log"
 _LOCK_FILE = ".lock"
@@ -181,12 +188,11 @@ def _build_uv(wish: UvWish, version: str, lock_fd: int, environment: Mapping[str
         time.monotonic() + wish.timeout_s,
     )
     try:
-        venv, tree = target / "venv", target / "tree"
+        packages, tree = target / "packages", target / "tree"
         (tree / "bin").mkdir(parents=True)
         requirements = target / "requirements.txt"
         requirements.write_text(wish.requirements, encoding="utf-8")
-        runner.run([python, "-I", "-m", "venv", os.fspath(venv)], f"python -m venv with {python} for uv")
-        pip = [os.fspath(venv / "bin" / "python"), "-I", "-m", "pip", "install", "--require-hashes", "--no-deps"]
+        pip = [*_pip(python, target / "venv", runner), "install", "--require-hashes", "--no-deps"]
         pip += [
             "--only-binary=:all:",
             "--no-compile",
@@ -194,10 +200,11 @@ def _build_uv(wish: UvWish, version: str, lock_fd: int, environment: Mapping[str
             "--disable-pip-version-check",
             "--progress-bar=off",
         ]
-        runner.run([*pip, "-r", os.fspath(requirements)], f"pip install of uv=={version}")
-        # The wheel is nothing but two programs that need no Python: the venv has done its work.
+        pip += ["--target", os.fspath(packages), "--requirement", os.fspath(requirements)]
+        runner.run(pip, f"pip install of uv=={version}")
+        # The wheel is nothing but two programs that need no Python.
         for program in PROGRAMS:
-            shutil.move(venv / "bin" / program, tree / "bin" / program)
+            shutil.move(packages / "bin" / program, tree / "bin" / program)
         said = building.answer_of([os.fspath(tree / "bin" / "uv"), "--version"])
         if said.split()[1:2] != [version]:
             raise BuildError(f"the uv installed as {version} says {said!r}")
@@ -205,6 +212,15 @@ def _build_uv(wish: UvWish, version: str, lock_fd: int, environment: Mapping[str
         building.put_in_place(tree, wish.uv_dir / version)
     finally:
         building.remove(target)
+
+
+def _pip(python: str, venv: Path, runner: building.Runner) -> list[str]:
+    """The command of the pip that comes with Python, from its wheel; where that is not found, from a new venv."""
+    wheel = building.answer_of([python, "-I", "-c", _PIP_WHEEL])
+    if wheel:
+        return [python, "-I", os.path.join(wheel, "pip")]  # noqa: PTH118 (inside of a file)
+    runner.run([python, "-I", "-m", "venv", os.fspath(venv)], f"python -m venv with {python} for uv")
+    return [os.fspath(venv / "bin" / "python"), "-I", "-m", "pip"]
 
 
 def pip_environment(environment: Mapping[str, str]) -> dict[str, str]:

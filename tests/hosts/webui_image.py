@@ -25,6 +25,7 @@ import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
+from ansible_collections.gpurig.llm.scripts import bump
 from ansible_collections.gpurig.llm.scripts.test_levels import CACHE, ROOT
 from ansible_collections.gpurig.llm.tests.hosts.images import HostError, alone, make_image, podman, python_archive
 
@@ -78,13 +79,10 @@ def install(requirements: Path, target: Path, python: Path, *more: str) -> None:
 
 def earlier_packages(place: Path) -> Path:
     """A requirements file with what the earlier release needs and the lock has not, by hash. Raises HostError."""
-    source, overrides, made = place / "earlier.in", place / "overrides", place / "earlier.lock"
+    source, made = place / "earlier.in", place / "earlier.lock"
     source.write_text(f"open-webui=={EARLIER}\n", encoding="utf-8")
-    overrides.write_text("torch ; sys_platform == 'never'\n", encoding="utf-8")
     shutil.copy(LOCK, made)  # versions that fit stay
-    words = [uv(), "pip", "compile", "--quiet", "--no-header", "--no-annotate", "--generate-hashes", "--universal"]
-    words += ["--python-version", "3.12", "--no-emit-package", "torch", "--no-emit-index-url"]
-    run(*words, "--overrides", overrides, "--output-file", made, source)
+    bump.resolve(next(lock for lock in bump.LOCKS if ROOT / lock.target == LOCK), source, made, uv())
     known, wanted = (re.split(r"\n(?=[A-Za-z])", path.read_text(encoding="utf-8")) for path in (LOCK, made))
     more = [lines for lines in wanted if lines.strip() not in {have.strip() for have in known}]
     if not any(EARLIER_SHA256 in lines for lines in more):

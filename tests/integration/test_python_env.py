@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import py_compile
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpurig.llm.plugins.module_utils import building, environments
+from ansible_collections.gpurig.llm.plugins.module_utils import building, bytecode, environments
 from ansible_collections.gpurig.llm.plugins.module_utils.building import BuildError, BusyError, SpaceError
 from ansible_collections.gpurig.llm.plugins.module_utils.environments import (
     LockRefusedError,
@@ -250,6 +252,87 @@ def test_an_upgrade_keeps_one_earlier_and_the_way_back_builds_nothing(wish: Wish
     again = converge(earliest)
     assert actions(again) == [("build", earliest.lock_id), ("switch", "current"), ("remove", wish.lock_id)]
     assert again.previous == earlier.lock_id
+
+
+def compiled(wish: Wish, name: str) -> Path:
+    [path] = (wish.path / SITE).glob(name)
+    return path
+
+
+def test_an_upgrade_compiles_only_what_it_changes(wish: Wish) -> None:
+    earlier = dataclasses.replace(wish, lock_text=EARLIER)
+    converge(earlier)
+    converge(wish)
+    same, other = "tabulate/__pycache__/version.*.pyc", "__pycache__/six.*.pyc"
+    assert compiled(wish, same).samefile(compiled(earlier, same))
+    assert not compiled(wish, other).samefile(compiled(earlier, other))
+    assert json.loads((wish.path / ".complete.json").read_text())["bytecode_reused"] == 2
+    command = [wish.path / "bin/python", "-v", "-c", "import tabulate, six; print(tabulate.simple_separated_format)"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    for name in ("tabulate", "six"):
+        assert re.search(rf"matches .*/{name}(/__init__)?\.py", said), said
+
+
+def test_a_damaged_environment_takes_no_bytecode_over(wish: Wish, built: Path) -> None:
+    copy_finished(built, wish, EARLIER, SMALL)
+    (wish.path / SITE / "six.py").unlink()
+    converge(wish)
+    assert json.loads((wish.path / ".complete.json").read_text())["bytecode_reused"] == 0
+
+
+def a_package(environment: Path, source: str = "a = 1\n", digest: str = "one") -> Path:
+    """An environment with a package of a file, compiled; its bytecode."""
+    site = environment / SITE
+    (site / "demo-1.0.dist-info").mkdir(parents=True)
+    (site / "demo-1.0.dist-info/RECORD").write_text(f"a.py,sha256={digest},6\n,\ndemo-1.0.dist-info/RECORD,,\n")
+    (site / "a.py").write_text(source)
+    os.utime(site / "a.py", (1_700_000_000, 1_700_000_000))
+    return Path(py_compile.compile(str(site / "a.py"), doraise=True))
+
+
+@pytest.mark.parametrize(
+    ("there", "taken"),
+    {
+        "the same": ({}, True),
+        "another hash in the record": ({"digest": "two"}, False),
+        "another size": ({"source": "a = 1 \n"}, False),
+    }.values(),
+)
+def test_bytecode_is_taken_over_of_the_same_file_only(tmp_path: Path, there: dict[str, str], taken: bool) -> None:
+    earlier, now = a_package(tmp_path / "earlier", **there), a_package(tmp_path / "now")
+    now.unlink()
+    assert bytecode.reuse(tmp_path / "earlier", tmp_path / "now") == taken
+    assert (now.exists() and now.samefile(earlier)) == taken
+
+
+@pytest.mark.parametrize("damage", ["cut off", "of another time", "by hash"])
+def test_bytecode_that_python_would_not_load_is_not_taken_over(tmp_path: Path, damage: str) -> None:
+    earlier, now = a_package(tmp_path / "earlier"), a_package(tmp_path / "now")
+    now.unlink()
+    source = earlier.parents[1] / "a.py"
+    if damage == "cut off":
+        earlier.write_bytes(earlier.read_bytes()[:15])
+    elif damage == "by hash":
+        py_compile.compile(str(source), invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    else:
+        os.utime(source, (1_700_000_001, 1_700_000_001))
+        py_compile.compile(str(source))
+    assert bytecode.reuse(tmp_path / "earlier", tmp_path / "now") == 0
+    assert not now.exists()
+
+
+def test_what_has_no_bytecode_is_compiled_but_packages_own_tests(tmp_path: Path) -> None:
+    there = a_package(tmp_path / "env")
+    kept, site = there.stat().st_ino, tmp_path / "env" / SITE
+    for name in ("b.py", "tests/test_b.py", "broken.py"):
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_text("print 1" if name == "broken.py" else "b = '\\d'\n")
+    (tmp_path / "env/bin").mkdir()
+    (tmp_path / "env/bin/python").symlink_to(BASE)
+    done = subprocess.run(bytecode.compile_command(tmp_path / "env"), capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert [path.name.split(".")[0] for path in sorted(site.rglob("*.pyc"))] == ["a", "b"]
+    assert there.stat().st_ino == kept
 
 
 @pytest.mark.parametrize(("keep", "left"), [(0, 1), (1, 2), (2, 3), (9, 3)])
@@ -587,9 +670,9 @@ def run_until(wish: Wish, stop: int) -> tuple[int, list[str]]:
                 if not ours or not args[2] & (os.O_WRONLY | os.O_RDWR):
                     return
             elif event == "subprocess.Popen":
-                if args[0] != wish.uv:
+                if args[0] != wish.uv and f"{building.BUILD_PREFIX}{wish.lock_id}/bin/" not in args[0]:
                     return
-            elif event not in {"os.rename", "os.symlink", "os.utime", "shutil.rmtree"}:
+            elif event not in {"os.link", "os.rename", "os.symlink", "os.utime", "shutil.rmtree"}:
                 return
             seen.append(f"{event} {args[0]}")
             if len(seen) == stop:
@@ -612,9 +695,9 @@ def test_killed_at_every_step_of_an_upgrade_the_next_run_leads_to_the_same_end(
 ) -> None:
     def at_the_start(name: str) -> Wish:
         """Two older ones are there, and half of the wanted one."""
-        own = dataclasses.replace(wish, lock_text=EARLIEST, envs_dir=tmp_path / name)
-        copy_finished(built, own, SMALL, EARLIER)
-        shutil.copytree(own.home / lock_id(SMALL), own.path, symlinks=True)
+        own = dataclasses.replace(wish, envs_dir=tmp_path / name)
+        copy_finished(built, own, EARLIEST, EARLIER)
+        shutil.copytree(own.home / lock_id(EARLIER), own.path, symlinks=True)
         (own.path / ".complete.json").unlink()
         return own
 
@@ -627,9 +710,9 @@ def test_killed_at_every_step_of_an_upgrade_the_next_run_leads_to_the_same_end(
     status, events = run_until(whole, 0)
     assert status == 0
     expected = end_state(whole)
-    assert expected == sorted([".lock", "build.log", "current", lock_id(EARLIER), lock_id(EARLIEST)])
+    assert expected == sorted([".lock", "build.log", "compile.log", "current", lock_id(EARLIER), lock_id(SMALL)])
     kinds = {event.split()[0] for event in events}
-    assert kinds >= {"open", "os.rename", "os.symlink", "os.utime", "shutil.rmtree", "subprocess.Popen"}
+    assert kinds >= {"open", "os.link", "os.rename", "os.symlink", "os.utime", "shutil.rmtree", "subprocess.Popen"}
     assert len(events) >= 15
     for stop in range(1, len(events) + 1):
         own = at_the_start(f"cut{stop}")

@@ -146,9 +146,9 @@ def test_damage_is_found(done: UvWish, act: Callable[[UvWish], object], words: s
 
 def test_damage_is_repaired(done: UvWish, installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(_runner: building.Runner, _argv: list[str], what: str) -> None:
-        """Stands for `python -m venv` and pip, which the test of the module runs."""
+        """Stands for pip, which the test of the module runs."""
         if what.startswith("pip"):
-            shutil.copytree(installed / VERSION / "bin", done.uv_dir / f".build-{VERSION}/venv/bin")
+            shutil.copytree(installed / VERSION / "bin", done.uv_dir / f".build-{VERSION}/packages/bin")
 
     monkeypatch.setattr(building.Runner, "run", run)
     uv_of(done).unlink()
@@ -161,6 +161,22 @@ def test_damage_is_repaired(done: UvWish, installed: Path, monkeypatch: pytest.M
         ("switch", "current"),
     ]
     assert_perfect(done)
+
+
+def test_where_pip_s_wheel_is_not_found_a_venv_has_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+    run = building.Runner.run
+
+    def noted(runner: building.Runner, argv: list[str], what: str) -> None:
+        ran.append(what.split(" with ")[0])
+        run(runner, argv, what)
+
+    monkeypatch.setattr(uv_install, "_PIP_WHEEL", "print()")
+    monkeypatch.setattr(building.Runner, "run", noted)
+    wish = UvWish(REQUIREMENTS, tmp_path / "uv")
+    converge_uv(wish)
+    assert ran == ["python -m venv", f"pip install of uv=={VERSION}"]
+    assert_perfect(wish)
 
 
 LINKS: dict[str, Callable[[Path], object]] = {
@@ -191,8 +207,7 @@ def test_a_wrong_hash_is_a_clear_error_and_leaves_what_was_there(done: UvWish) -
 def run_until(wish: UvWish, stop: int) -> tuple[int, list[str]]:
     """Run converge_uv in a process that kills itself just before the n-th change of the file system (0: never).
 
-    Returns (signal or exit status, changes). What is run stands for `python -m venv` and pip, so that a kill at each
-    step costs no download.
+    Returns (signal or exit status, changes). What is run stands for pip, so that a kill at each step costs no download.
     """
     home = str(wish.uv_dir)
     log = wish.uv_dir.with_suffix(".events")
@@ -212,7 +227,7 @@ def run_until(wish: UvWish, stop: int) -> tuple[int, list[str]]:
 
         def run(_runner: building.Runner, _argv: list[str], _what: str) -> None:
             for name in uv_install.PROGRAMS:
-                program = wish.uv_dir / f".build-{VERSION}/venv/bin/{name}"
+                program = wish.uv_dir / f".build-{VERSION}/packages/bin/{name}"
                 if not program.exists():
                     script(program, f"echo uv {VERSION}")
 
