@@ -49,6 +49,9 @@ options:
   memory_dir:
     description: Where everything is to be in memory, the folder that is to hold it. Then no database is looked into.
     type: path
+  forgotten_dir:
+    description: Where everything of an earlier page may be in memory.
+    type: path
 extends_documentation_fragment: [gpurig.llm.attributes]
 attributes:
   check_mode:
@@ -80,6 +83,10 @@ users:
   description: How many people can sign in; 0 for a database that is to be made.
   returned: success
   type: int
+forgotten:
+  description: Whether O(forgotten_dir) is there.
+  returned: success
+  type: bool
 notes:
   description: What stays behind, in words.
   returned: success
@@ -188,6 +195,7 @@ def main() -> None:
             "admin": {"type": "str", "default": ""},
             "admin_password_given": {"type": "bool", "default": False, "no_log": False},
             "memory_dir": {"type": "path"},
+            "forgotten_dir": {"type": "path"},
         },
         supports_check_mode=True,
     )
@@ -199,6 +207,8 @@ def main() -> None:
         module.fail_json(msg=f"{error.filename}: {error.strerror}. Run as the directory's owner or as root.")
     if result["problems"]:
         module.fail_json(msg="\n".join(result["problems"]))
+    forgotten = module.params["forgotten_dir"]
+    result["forgotten"] = bool(forgotten) and Path(forgotten).exists()
     module.exit_json(changed=False, **{name: value for name, value in result.items() if name != "problems"})
 
 

@@ -215,6 +215,17 @@ ansible_facts:
           type: str
           returned: success
           sample: 3.12.3
+        services:
+          description: The services on record here, with who asked for each, when the module looked.
+          type: dict
+          returned: success
+          sample: {chat: serve, open-webui: page}
+        tunnels:
+          description: The tunnels that have a key here, when the module looked.
+          type: list
+          elements: str
+          returned: success
+          sample: [pod]
         evidence:
           description: For the kind and each capability, what was seen where (a list of source and found).
           type: dict
@@ -232,9 +243,11 @@ problems:
   elements: str
 """
 
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.host import read_evidence
@@ -253,6 +266,29 @@ def foreign_entries(paths: dict[str, str]) -> list[str]:
 def is_inside(path: str, root: Path) -> bool:
     """Whether the path lies below the root and is not the root itself."""
     return Path(path) != root and Path(path).is_relative_to(root)
+
+
+def services_on_record(services: str) -> dict[str, str]:
+    """Return name and owner of each service that has a record in the directory; "" for one that names no owner."""
+    owners = {}
+    for path in sorted(Path(services).glob("*.json")):
+        labels = read_json(path).get("labels")
+        owners[path.stem] = str(labels.get("owner", "")) if isinstance(labels, dict) else ""
+    return owners
+
+
+def tunnels_on_record(tunnels: Path) -> list[str]:
+    """Return the names of the tunnels that the role tunnel has files of."""
+    return [path.stem for path in sorted(tunnels.glob("*.json")) if "identity" in read_json(path)]
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return what the file holds; empty when it is nothing that we wrote."""
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read if isinstance(read, dict) else {}
 
 
 def nvidia_driver_version(fs_root: str) -> str:
@@ -307,6 +343,8 @@ def main() -> None:
         **facts.as_dict(),
         "python_venv": find_spec("ensurepip") is not None,
         "nvidia_driver_version": nvidia_driver_version(fs_root),
+        "services": services_on_record(facts.layout.services),
+        "tunnels": tunnels_on_record(Path(facts.layout.config, "tunnels")),
     }
     module.exit_json(changed=False, ansible_facts={"rig": rig})
 

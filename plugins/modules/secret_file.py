@@ -36,6 +36,11 @@ options:
     type: list
     elements: str
     default: []
+  before:
+    description:
+      - Where the file is kept as it was, before it is changed. What is there already stays, since that is from an
+        earlier run that was cut off.
+    type: path
   owner:
     description: Owner of the file. Empty leaves it to the user who runs the module.
     type: str
@@ -73,6 +78,10 @@ generated:
 path:
   description: The file.
   returned: always
+  type: str
+before:
+  description: O(before) when it is there now, otherwise empty.
+  returned: success
   type: str
 """
 
@@ -128,6 +137,21 @@ def write_values(path: Path, values: dict[str, str]) -> None:
         raise
 
 
+def keep_as_it_was(path: Path, before: Path) -> None:
+    """Copy the file, in one step; nobody but its owner reads the copy either."""
+    handle, temporary = tempfile.mkstemp(dir=before.parent, prefix=f".{before.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(stream.fileno(), MODE)
+            stream.write(path.read_bytes())
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(temporary).replace(before)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -135,11 +159,13 @@ def main() -> None:
             "names": {"type": "list", "elements": "str", "required": True},
             "values": {"type": "dict", "default": {}, "no_log": True},
             "removed": {"type": "list", "elements": "str", "default": []},
+            "before": {"type": "path"},
             "owner": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     path, owner = Path(module.params["path"]), module.params["owner"]
+    before = Path(module.params["before"]) if module.params["before"] else None
     given = {name: str(value) for name, value in module.params["values"].items() if value not in (None, "")}
     if bad := bad_values(given):
         module.fail_json(msg=f"{path}: the value of {', '.join(bad)} begins or ends with a blank or has several lines.")
@@ -165,12 +191,14 @@ def main() -> None:
     if changed and not module.check_mode:
         try:
             made = {name: secrets.token_urlsafe(KEY_BYTES) for name in missing}
+            if before and state is not None and not before.exists():
+                keep_as_it_was(path, before)
             write_values(path, {**kept, **given, **made})
             if wanted_uid is not None:
                 os.chown(path, wanted_uid, -1)
         except OSError as error:
             module.fail_json(msg=f"{path}: cannot be written: {error.strerror}. Check the directory's owner.", **result)
-    module.exit_json(**result)
+    module.exit_json(before=str(before) if before and before.exists() else "", **result)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ RIG_KEYS = {
     *("can_reboot", "can_install_driver", "can_set_power", "keeps_system"),
     *("container_engine", "root_dir", "volume_dir", "user", "group", "paths", "os", "arch", "cpu_count"),
     *("memory_bytes", "python_version", "python_venv", "nvidia_driver_version", "evidence", "warnings"),
+    *("services", "tunnels"),
 }
 
 
@@ -153,3 +154,20 @@ def test_a_root_that_holds_somebody_elses_files_is_refused(run_module: RunModule
     (root / "etc").mkdir()
     (root / "etc" / "host.json").write_text("{}")
     assert not run_module("rig_facts", args, environment=HOME).get("failed"), "host.json says that the root is ours"
+
+
+def test_what_is_on_record_here(tmp_path: Path, run_module: RunModule) -> None:
+    """Of what nobody can read there is nothing to say."""
+    services, tunnels = tmp_path / "rig/etc/services", tmp_path / "rig/etc/tunnels"
+    for folder in (services, tunnels):
+        folder.mkdir(parents=True)
+        (folder / "broken.json").write_text("{")
+        (folder / "list.json").write_text("[]")
+    (services / "chat.json").write_text('{"labels": {"owner": "instances"}}')
+    (services / "theirs.json").write_text('{"labels": null}')
+    (services / "note.txt").write_text("{}")
+    (tunnels / "pod.json").write_text('{"identity": "pod.key"}')
+    (tunnels / "other.json").write_text("{}")
+    rig = run_module("rig_facts", {"kind": "sandbox", "root": str(tmp_path / "rig")})["ansible_facts"]["rig"]
+    assert rig["services"] == {"broken": "", "chat": "instances", "list": "", "theirs": ""}
+    assert rig["tunnels"] == ["pod"]

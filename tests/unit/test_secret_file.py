@@ -81,3 +81,22 @@ def test_a_value_that_a_line_cannot_carry_is_refused_unsaid(run_module: RunModul
         assert "the value of PASSWORD" in result["msg"]
         assert "secret" not in result["msg"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_file_is_kept_as_it_was_before_a_change(run_module: RunModule, tmp_path: Path) -> None:
+    path, before = tmp_path / "page.env", tmp_path / "page.before"
+    args = {"path": str(path), "names": ["KEY"], "before": str(before)}
+    assert run_module("secret_file", args)["before"] == "", "there was nothing to keep"
+    first = path.read_text()
+    assert run_module("secret_file", args)["before"] == ""
+    assert not before.exists()
+    change = {**args, "values": {"URL": "other-secret"}}
+    assert run_module("secret_file", change, check=True)["before"] == ""
+    assert not before.exists()
+    changed = run_module("secret_file", change)
+    assert (changed["changed"], changed["before"]) == (True, str(before))
+    assert (before.read_text(), before.stat().st_mode & 0o777) == (first, 0o600)
+    again = run_module("secret_file", {**args, "values": {"URL": "third-secret"}})
+    assert (again["before"], before.read_text()) == (str(before), first), "a run that was cut off is no reason to lose it"
+    assert run_module("secret_file", {**args, "values": {"URL": "third-secret"}})["before"] == str(before)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["page.before", "page.env"]
