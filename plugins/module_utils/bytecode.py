@@ -37,7 +37,7 @@ sys.exit(any(os.wait()[1] for _ in range(processes)))
 
 
 def compile_command(environment: Path) -> list[str]:
-    """The command that compiles, on all processors, what is not compiled or was changed since; broken files are skipped.
+    """The command that compiles, on all processors, what is not compiled or was changed since, but for broken files.
 
     It wants a session of its own, which it ends when it is told to end. It never changes a file in place: what it
     compiles anew is another file than the one that was taken over.

@@ -43,7 +43,6 @@ from .services import (
     log_path,
     manager_of,
     origin,
-    read_json,
     read_starts,
     service_state,
     stop_timeout_s,
@@ -51,6 +50,7 @@ from .services import (
     write_run,
     write_starts,
 )
+from .small_files import read_json
 from .supervisor import Supervisor, SupervisorError
 from .systemd import SystemdError
 

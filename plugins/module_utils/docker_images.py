@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from .services import readable_by_all, write_text
+from .small_files import readable_by_all, write_text
 
 COMPOSE = "/usr/libexec/docker/cli-plugins/docker-compose"
 """Where the packages of Docker and of Debian put the plugin."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .driver_facts import deb_architectures, parse_dpkg_status
-from .services import write_text
+from .small_files import write_text
 
 RECORD = "packages.json"
 _FETCH_TIMEOUT_S, _INSTALL_TIMEOUT_S = 1800, 3600

@@ -25,7 +25,7 @@ from pathlib import Path
 from . import building, bytecode, interpreters
 from .building import BuildError, Step
 from .lockfile import Lock, lock_id, normalized, parse
-from .services import readable_by_all
+from .small_files import readable_by_all
 
 LOCK_COPY = "requirements.lock"
 LOG = "build.log"

@@ -29,7 +29,7 @@ from .firewall_plan import (
     ufw_rules,
     ufw_words,
 )
-from .services import write_text
+from .small_files import write_text
 
 PATIENCE_S = 60.0
 _PATH = "/usr/local/sbin:/usr/sbin:/sbin:/usr/local/bin:/usr/bin:/bin"

@@ -19,18 +19,8 @@ from pathlib import Path
 from .engine_api import healthy
 from .model_store import RECORD as MODEL_RECORD
 from .model_store import Places, drop_earlier, exchange, locked, record_digest, recover
-from .services import (
-    GOOD,
-    Host,
-    ServiceState,
-    clear_budget,
-    manager_of,
-    read_json,
-    service_state,
-    stop_timeout_s,
-    wait_settled,
-    write_text,
-)
+from .services import GOOD, Host, ServiceState, clear_budget, manager_of, service_state, stop_timeout_s, wait_settled
+from .small_files import read_json, write_text
 
 POLL_S = 0.25
 

@@ -22,7 +22,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .services import read_json, write_text
+from .small_files import read_json, write_text
 
 MAP_NAME = "gpu_roles.json"
 WRITTEN_NAME = ".gpu_roles.written.json"

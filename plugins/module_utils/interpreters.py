@@ -24,6 +24,7 @@ from typing import Any
 
 from .lockfile import matches
 
+_DISTRIBUTION = "/usr/bin/"
 SYSTEM_DIRECTORIES = ("/usr/bin", "/usr/local/bin")
 PROBE_TIMEOUT_S = 20.0
 _PROBES_AT_ONCE = 8
@@ -188,9 +189,11 @@ def lacks(interpreter: Interpreter, need: Need) -> list[str]:
 
 
 def choose(need: Need, candidates: Iterable[Interpreter]) -> Interpreter | None:
-    """The best of those that lack nothing: a system one before a managed one, then the highest version, then the path.
+    """The best of those that lack nothing: a system one before a managed one, of those the distribution's first, then
+    the highest version, then the path.
 
-    Raises lockfile.SpecError.
+    The distribution's is built with optimizations, which pyenv's is not (by a third slower), gets security updates, and
+    is in nobody's home. Raises lockfile.SpecError.
     """
     fitting = [interpreter for interpreter in candidates if not lacks(interpreter, need)]
     return min(fitting, key=_rank, default=None)
@@ -283,5 +286,6 @@ def _ask(path: str) -> dict[str, Any]:
     raise ProbeError(f"exit {done.returncode}: {said[0] if said else 'said nothing'}")
 
 
-def _rank(interpreter: Interpreter) -> tuple[bool, tuple[int, ...], str]:
-    return interpreter.source != "system", tuple(-number for number in interpreter.version), interpreter.path
+def _rank(interpreter: Interpreter) -> tuple[bool, bool, tuple[int, ...], str]:
+    added = not interpreter.path.startswith(_DISTRIBUTION)
+    return interpreter.source != "system", added, tuple(-number for number in interpreter.version), interpreter.path

@@ -16,7 +16,8 @@ from .hub import Hub, HubError, read_token
 from .model_files import ModelEntry, ModelEntryError, parse_entry, select_files
 from .model_store import ModelStoreError, inspect
 from .procfs import read_process
-from .services import PLANS_DIR, Host, read_json, read_run, write_json, write_text
+from .services import PLANS_DIR, Host, read_run
+from .small_files import read_json, write_json, write_text
 from .vram.request import Card, Model
 from .vram_source import SourceError, from_hub, from_path
 

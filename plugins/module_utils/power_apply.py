@@ -35,7 +35,7 @@ from .power_plan import (
     roles_from,
     settled,
 )
-from .services import write_text
+from .small_files import write_text
 
 POLICY_NAME = "gpu_power.json"
 ROLES_NAME = "gpu_roles.json"

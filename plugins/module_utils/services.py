@@ -12,18 +12,17 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import re
-import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from . import procfs, systemd
 from .fingerprint import fingerprint, parts
+from .small_files import read_json, write_json
 from .supervisor import DaemonDownError, DaemonStoppingError, Program, Supervisor
 
 EXIT_CONFIG = 78  # EX_CONFIG of sysexits.h: starting again does not help
@@ -44,52 +43,6 @@ GOOD = ("running", "finished")
 
 class HostError(Exception):
     """The host's own description cannot be used, or a service is not known; the message says what to do."""
-
-
-# --- files
-
-
-def read_json(path: str) -> dict[str, Any] | None:
-    """Return the JSON object in the file; None when it is missing, unreadable or something else."""
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) else None
-
-
-def write_json(path: str, content: Mapping[str, Any], mode: int = 0o644) -> None:
-    """Replace the record of a run in one step. It means nothing after the next boot, so no start waits for the disk."""
-    write_text(path, json.dumps(content, indent=2, sort_keys=True) + "\n", mode, durable=False)
-
-
-@contextlib.contextmanager
-def readable_by_all() -> Iterator[None]:
-    """Create files that services may read, whatever the caller's umask is: they run as other users than we do."""
-    before = os.umask(0o022)
-    try:
-        yield
-    finally:
-        os.umask(before)
-
-
-def write_text(path: str, text: str, mode: int = 0o644, durable: bool = True) -> None:
-    """Replace the file in one step: a reader sees the old or the new content and no mixture, if `durable` also after
-    a power failure.
-    """
-    target = Path(path)
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            os.fchmod(stream.fileno(), mode)
-            stream.write(text)
-            stream.flush()
-            if durable:
-                os.fsync(stream.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def tail(path: str, lines: int) -> list[str]:

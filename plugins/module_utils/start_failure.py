@@ -10,7 +10,8 @@ from pathlib import Path
 
 from .gpu_scan import scan
 from .procfs import read_process
-from .services import Host, ServiceState, gpu_role_cards, read_json
+from .services import Host, ServiceState, gpu_role_cards
+from .small_files import read_json
 from .start_causes import Diagnosis, Ending, diagnose
 
 # The container's own counter; else the whole machine's, in which also other containers' kills are counted.

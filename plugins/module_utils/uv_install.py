@@ -24,7 +24,7 @@ from . import building, interpreters
 from .building import BuildError, Step
 from .interpreters import Interpreter, Need
 from .lockfile import SpecError, check_spec, for_uv, parse
-from .services import readable_by_all
+from .small_files import readable_by_all
 
 PROGRAMS = ("uv", "uvx")
 # The oldest whose bundled pip can check hashes and knows the wheels' platform tag (PEP 600).
@@ -33,7 +33,8 @@ PIP_PYTHON = ">=3.8"
 # Where ensurepip has it: a distribution may keep its wheels elsewhere. Making a venv with it takes five seconds.
 _PIP_WHEEL = """
 import ensurepip, glob, os, sysconfig
-places = [sysconfig.get_config_var("WHEEL_PKG_DIR") or "", os.path.join(os.path.dirname(ensurepip.__file__), "_bundled")]
+bundled = os.path.join(os.path.dirname(ensurepip.__file__), "_bundled")
+places = [sysconfig.get_config_var("WHEEL_PKG_DIR") or "", bundled]
 print(next((path for place in places if place for path in glob.glob(os.path.join(place, "pip-*.whl"))), ""))
 """
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from .services import write_text
+from .small_files import write_text
 
 DATABASE = "webui.db"
 BACKUPS = "backups"

@@ -110,7 +110,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.config_check import CheckerError, verdicts
-from ansible_collections.gpurig.llm.plugins.module_utils.services import write_text
+from ansible_collections.gpurig.llm.plugins.module_utils.small_files import write_text
 
 
 def read_text(path: str) -> str:

@@ -104,6 +104,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils import (
     power_plan,
     procfs,
     services,
+    small_files,
     supervisor,
     systemd,
 )
@@ -125,6 +126,7 @@ TOOL_MODULES: tuple[ModuleType, ...] = (
     power_plan,
     procfs,
     services,
+    small_files,
     supervisor,
     systemd,
 )
@@ -266,7 +268,7 @@ def plan_file(path: str, text: str, mode: int, owner: Owner, show: bool = False)
     def write() -> None:
         if Path(path).is_dir() and not Path(path).is_symlink():
             shutil.rmtree(path)
-        services.write_text(path, text, mode)
+        small_files.write_text(path, text, mode)
         _mark(path, mode, owner)
 
     seen = _seen(path)

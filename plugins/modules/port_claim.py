@@ -67,40 +67,8 @@ holder:
 """
 
 
-from pathlib import Path
-
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpurig.llm.plugins.module_utils.procfs import (
-    Process,
-    end,
-    listening_pids,
-    orphans,
-    processes,
-    read_process,
-)
-from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import Supervisor
-
-
-def port_problem(name: str, port: int, root: str, ended: set[int], kept: list[str]) -> tuple[str, str]:
-    """Return (holder in words when it is the service itself, problem in words); both empty for a free port."""
-    busy, pids = listening_pids(port)
-    if not busy:
-        return "", ""
-    holders = [process for process in map(read_process, pids) if process]
-    strangers = [process for process in holders if process.pid not in ended and not is_own(process, name, root, kept)]
-    if not holders:
-        return "", "a process that this user may not look into (root can: ss -ltnp)"
-    if strangers:
-        return "", "; ".join(process.in_words() for process in strangers)
-    own = [process.in_words() for process in holders if process.pid not in ended]
-    return "; ".join(own), ""
-
-
-def is_own(process: Process, name: str, root: str, kept: list[str]) -> bool:
-    """Return whether the process is this very service of this very root, or one of ours that is not to stay."""
-    if process.root == root and process.service and kept and process.service not in kept:
-        return True
-    return process.unit == f"gpurig-{name}.service" or (process.service == name and process.root == root)
+from ansible_collections.gpurig.llm.plugins.module_utils.port_claim import claim
 
 
 def main() -> None:
@@ -114,43 +82,18 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    name, port, rig = module.params["name"], module.params["port"], module.params["rig"]
-    where = module.params["where"]
-    whom = "the instance" if where == "rig_instances" else "it"
-    root = rig["root_dir"]
-    supervisor_pid = None
-    if rig["service_manager"] == "supervisord":
-        supervisor = Supervisor(rig["paths"])
-        supervisor_pid = supervisor.daemon_pid()
-        # A daemon that is only slow to answer still looks after its programs; one without its socket does not.
-        if supervisor_pid is None and Path(supervisor.socket).exists():
-            supervisor_pid = supervisor.recorded_pid()
-    lost = orphans(root, supervisor_pid, processes())
-    words = [process.in_words() for process in lost]
-    alive: list[int] = []
-    if lost and not module.check_mode:
-        alive = end([process.pid for process in lost])
+    params = module.params
+    done = claim(
+        params["name"], params["port"], params["rig"], params["kept"], params["where"], check=module.check_mode
+    )
     result = {
-        "changed": bool(lost),
-        "ended": words,
-        "diff": {"before": "".join(f"orphan: {line}\n" for line in words), "after": ""},
+        "changed": bool(done.ended),
+        "ended": done.ended,
+        "diff": {"before": "".join(f"orphan: {line}\n" for line in done.ended), "after": ""},
     }
-    if alive:
-        module.fail_json(
-            msg=f"{name}: left-over processes of {root} do not end: pids {alive}. End them by hand, then run again.",
-            **result,
-        )
-    gone = {process.pid for process in lost} if module.check_mode else set()
-    holder, problem = port_problem(name, port, root, gone, module.params["kept"]) if port else ("", "")
-    if problem:
-        module.fail_json(
-            msg=(
-                f"{name}: port {port} is taken by {problem}. "
-                f"Stop that process or give {whom} another `port` in {where}."
-            ),
-            **result,
-        )
-    module.exit_json(holder=holder, **result)
+    if done.problem:
+        module.fail_json(msg=done.problem, **result)
+    module.exit_json(holder=done.holder, **result)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ author: [gpurig.llm maintainers (@gpurig)]
 description:
   - >-
     Runs every Python of the host that can be found (C(PATH), C(/usr/bin), C(/usr/local/bin), pyenv's, uv's in
-    O(install_dir), the one that runs the module) and takes the highest version that fits, the system's before uv's.
+    O(install_dir), the one that runs the module) and takes the highest version that fits. The distribution's in
+    C(/usr/bin) come before others on the system, and those before uv's.
   - Never a virtual environment's; those stand for the Python that they were made from.
   - >-
     When none fits, uv installs its own into O(install_dir). Mirrors and proxies are taken from the task's

@@ -47,6 +47,12 @@ options:
     description:
       - What the manager's file is to hold, see P(gpurig.llm.service_unit#filter). For V(started).
     type: str
+  port:
+    description:
+      - The TCP port that the service is to have, for V(started). Processes of this rig that outlived their supervisor
+        are ended, and another one that listens there is named, as by M(gpurig.llm.port_claim), before anything is
+        written. With V(0) only the former. Without a port neither is done, nor in check mode.
+    type: int
   pending:
     description:
       - Whether an earlier step of this very run changes the files of the service. It matters in check mode only, where
@@ -119,6 +125,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils import systemd
 from ansible_collections.gpurig.llm.plugins.module_utils.diagnosis import last_error_line
 from ansible_collections.gpurig.llm.plugins.module_utils.gate import go_back, last_good, present, way_back
 from ansible_collections.gpurig.llm.plugins.module_utils.memory_dir import recorded, remove_memory_dir
+from ansible_collections.gpurig.llm.plugins.module_utils.port_claim import claim
 from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, file_name
 from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     GOOD,
@@ -132,14 +139,13 @@ from ansible_collections.gpurig.llm.plugins.module_utils.services import (
     manager_of,
     origin,
     own_files,
-    read_json,
     read_run,
     service_state,
     settled_state,
     stop_timeout_s,
     wait_settled,
-    write_text,
 )
+from ansible_collections.gpurig.llm.plugins.module_utils.small_files import read_json, write_text
 from ansible_collections.gpurig.llm.plugins.module_utils.start_causes import LOG_LINES
 from ansible_collections.gpurig.llm.plugins.module_utils.start_failure import explain, kernel_kills
 from ansible_collections.gpurig.llm.plugins.module_utils.supervisor import SupervisorError
@@ -300,6 +306,11 @@ def converge(
     """Return what was to do and how the service is now; in check mode nothing is done."""
     name, state = params["name"], params["state"]
     written = [f"{path} {'changes' if before else 'is new'}" for path, before, _after in files]
+    if state == "started" and params["port"] is not None and not check:
+        done = claim(name, params["port"], params["rig"])
+        if done.problem:
+            raise RunError(done.problem)
+        written += [f"ended {process}, which nobody looked after" for process in done.ended]
     if not check:
         for path, _before, after in files:
             write_text(path, after)
@@ -333,6 +344,7 @@ def main() -> None:
             "rig": {"type": "dict", "required": True},
             "record_text": {"type": "str"},
             "program_text": {"type": "str"},
+            "port": {"type": "int"},
             "pending": {"type": "bool", "default": False},
         },
         supports_check_mode=True,

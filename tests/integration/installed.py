@@ -65,7 +65,8 @@ class Rig:
 
     def run(self, name: str = "chat", state: str = "started", check: bool = False, **more: Any) -> dict[str, Any]:
         """What the module service_run does, in this process."""
-        params = {"name": name, "state": state, "pending": False, "record_text": None, "program_text": None, **more}
+        texts = {"record_text": None, "program_text": None}
+        params = {"name": name, "state": state, "pending": False, "port": None, "rig": self.facts, **texts, **more}
         host = self.host
         plan, seen = service_run.converge(host, params, service_run.plan_files(host, params), check)
         return {"reasons": plan.reasons, "state": seen.state, "pid": seen.pid, "since_s": seen.since_s}

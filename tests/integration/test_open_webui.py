@@ -358,8 +358,13 @@ def test_preflight_says_everything_at_once_and_what_stays_behind(
     assert "newer Open WebUI" in both
     assert "open_webui_admin_password" in both
     never = "/dev/shm/gpurig-test-never-made"
-    assert run_module("open_webui_preflight", {**common, "memory_dir": never, "forgotten_dir": never})["forgotten"] is False
-    assert run_module("open_webui_preflight", {**common, "memory_dir": never, "forgotten_dir": str(tmp_path)})["forgotten"]
+    assert (
+        run_module("open_webui_preflight", {**common, "memory_dir": never, "forgotten_dir": never})["forgotten"]
+        is False
+    )
+    assert run_module("open_webui_preflight", {**common, "memory_dir": never, "forgotten_dir": str(tmp_path)})[
+        "forgotten"
+    ]
     memory = run_module("open_webui_preflight", {**common, "memory_dir": "/dev/shm/gpurig-test-never-made"})
     stays = "The chats from before stay in {}, and are not on this page."
     assert memory["notes"] == [stays.format(data / "webui.db")]

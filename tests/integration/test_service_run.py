@@ -11,6 +11,7 @@ import os
 import shlex
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -322,6 +323,33 @@ def test_files_given_as_texts_are_written_and_their_change_restarts(rig: Rig, ru
     assert command(again["pid"]) == "/bin/sleep 2000"
     assert again["reasons"][:2] == [f"{path} changes" for path in files]
     assert not run_module("service_run", other)["changed"]
+
+
+def test_nothing_is_written_or_stopped_for_a_port_that_another_has(rig: Rig, run_module: RunModule) -> None:
+    rig.write("chat", SLEEPER)
+    pid, kept = rig.run()["pid"], Path(rig.host.record("chat")).read_text()
+    other = {"record_text": service_spec.to_json({"name": "chat", "argv": ["/bin/false"]}), "program_text": "x"}
+    with socket.create_server(("127.0.0.1", 0)) as theirs:
+        port = theirs.getsockname()[1]
+        args = {"name": "chat", "rig": rig.facts, "port": port, **other}
+        failed = run_module("service_run", args)
+        assert f"chat: port {port} is taken by" in failed["msg"], failed
+        assert run_module("service_run", args, check=True)["changed"], "whoever has it may be gone by then"
+    assert (status(rig)["pid"], Path(rig.host.record("chat")).read_text()) == (pid, kept)
+    assert rig.run(port=port)["reasons"] == []
+
+
+def test_who_outlived_its_supervisor_is_ended_before_the_start(rig: Rig, run_module: RunModule) -> None:
+    rig.write("chat", SLEEPER)
+    environment = {**os.environ, "GPURIG_ROOT": str(rig.root), "GPURIG_SERVICE": "chat"}
+    with subprocess.Popen(["/bin/sleep", "3000"], env=environment) as orphan:
+        try:
+            done = run_module("service_run", {"name": "chat", "rig": rig.facts, "port": 0})
+            assert [reason for reason in done["reasons"] if "nobody looked after" in reason], done
+            assert orphan.wait(10) == -signal.SIGTERM
+        finally:
+            orphan.kill()
+    assert not run_module("service_run", {"name": "chat", "rig": rig.facts, "port": 0})["changed"]
 
 
 def test_a_oneshot_that_did_its_work_is_left_alone(rig: Rig) -> None:

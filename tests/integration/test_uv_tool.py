@@ -168,7 +168,7 @@ def test_where_pip_s_wheel_is_not_found_a_venv_has_pip(tmp_path: Path, monkeypat
     run = building.Runner.run
 
     def noted(runner: building.Runner, argv: list[str], what: str) -> None:
-        ran.append(what.split(" with ")[0])
+        ran.append(what.partition(" with ")[0])
         run(runner, argv, what)
 
     monkeypatch.setattr(uv_install, "_PIP_WHEEL", "print()")

@@ -231,8 +231,9 @@ MANAGED = made_up("/opt/gpurig/python/cpython-3.14/bin/python3.14", source="mana
 ALL = [MANAGED, OLD, MIDDLE_LOCAL, NEW, MIDDLE, TEN]
 
 CHOICES = {
-    "highest of the system": (Need(">=3.10,<3.15"), NEW),
-    "readable by all": (Need(">=3.10,<3.15", for_everyone=True), MIDDLE),
+    "highest of the distribution": (Need(">=3.10,<3.15"), MIDDLE),
+    "another when none of the distribution fits": (Need(">=3.13"), NEW),
+    "readable by all": (Need(">=3.13", for_everyone=True), MANAGED),
     "same version: by path": (Need("3.12"), MIDDLE),
     "with headers": (Need("3.12", headers=True), MIDDLE_LOCAL),
     "3.10 is newer than 3.9": (Need("<3.11"), OLD),

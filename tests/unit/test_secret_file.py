@@ -97,6 +97,6 @@ def test_the_file_is_kept_as_it_was_before_a_change(run_module: RunModule, tmp_p
     assert (changed["changed"], changed["before"]) == (True, str(before))
     assert (before.read_text(), before.stat().st_mode & 0o777) == (first, 0o600)
     again = run_module("secret_file", {**args, "values": {"URL": "third-secret"}})
-    assert (again["before"], before.read_text()) == (str(before), first), "a run that was cut off is no reason to lose it"
+    assert (again["before"], before.read_text()) == (str(before), first), "the next run lost it"
     assert run_module("secret_file", {**args, "values": {"URL": "third-secret"}})["before"] == str(before)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["page.before", "page.env"]

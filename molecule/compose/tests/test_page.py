@@ -69,9 +69,10 @@ def test_it_listens_on_loopback_only(host: Host) -> None:
 
 
 def test_no_secret_is_where_others_look(host: Host, patterns: str) -> None:
-    """Not in what Docker keeps (images, containers, their logs), nor in units, compose files and command lines."""
+    """Not in what Docker keeps (containers, their logs), nor in units, compose files and command lines; the layers of
+    images are searched where every host is (../shared/private)."""
     looked = "/var/lib/docker /etc/systemd/system /etc/gpurig/instances /etc/gpurig/services /var/lib/gpurig/services"
-    search = f"grep -rlFsa -f {patterns} --exclude-dir=merged {looked} || true"
+    search = f"grep -rlFsa -f {patterns} --exclude-dir=overlay2 {looked} || true"
     assert host.check_output(search) == ""
     for command in ("docker inspect %s", "docker history --no-trunc $(docker inspect --format '{{.Image}}' %s)"):
         assert host.run(f"{command % CONTAINER} | grep -qFa -f {patterns}").rc == 1
