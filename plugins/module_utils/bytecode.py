@@ -4,7 +4,7 @@
 """The bytecode of an environment: what an earlier one has for the same file is taken over, the rest compiled. (outside)
 
 An upgrade changes few of its packages, and compiling all of them takes longer than everything else in a build.
-Folders of packages' own tests stay without bytecode. Python compiles what has none when it is imported.
+Folders of packages' own tests stay without bytecode: what has none is compiled whenever a process imports it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,43 @@ from contextlib import suppress
 from pathlib import Path
 
 _HEADER = struct.Struct("<4sIII")  # magic, flags, the source's mtime and size: PEP 552, flags 0 for checked by mtime
-_TESTS = "tests"
-_PROGRAM = f"""
-import compileall, os, signal, sys
-found = []
+_PROGRAM = """
+import compileall, importlib.util, marshal, os, signal, sys
+
+def is_sound(bytecode):
+    try:
+        with open(bytecode, "rb") as stream:
+            return hasattr(marshal.loads(stream.read()[16:]), "co_code")
+    except (OSError, EOFError, TypeError, ValueError):
+        return False
+
+def work_on(file):
+    bytecode = importlib.util.cache_from_source(file)
+    if os.path.lexists(bytecode) and not is_sound(bytecode):
+        os.unlink(bytecode)
+    compileall.compile_file(file, quiet=2)
+
+sizes = {}
 for place, folders, names in os.walk(sys.argv[1]):
-    folders[:] = [name for name in folders if name != "{_TESTS}"]
-    found += [os.path.join(place, name) for name in names if name.endswith(".py")]
-found.sort(key=os.path.getsize)
-processes = len(os.sched_getaffinity(0))
+    folders[:] = [name for name in folders if name != "tests"]
+    files = [os.path.join(place, name) for name in names if name.endswith(".py")]
+    sizes.update((file, os.path.getsize(file)) for file in files if os.path.isfile(file))
+found = sorted(sizes, key=sizes.get)
+processes = min(len(os.sched_getaffinity(0)), 16)
 signal.signal(signal.SIGTERM, lambda *_: os.killpg(0, signal.SIGKILL))
 for number in range(processes):
     if os.fork() == 0:
         for file in found[number::processes]:
-            compileall.compile_file(file, quiet=2)
+            work_on(file)
         os._exit(0)
-sys.exit(any(os.wait()[1] for _ in range(processes)))
+ends = [os.waitstatus_to_exitcode(os.wait()[1]) for _ in range(processes)]
+if any(ends):
+    sys.exit(f"processes that compiled ended with {ends}; a negative number is the signal that killed one")
 """
 
 
 def compile_command(environment: Path) -> list[str]:
-    """The command that compiles, on all processors, what is not compiled or was changed since, but for broken files.
+    """The command that compiles, on up to 16 processors, what has no bytecode that is sound and its own, and can be.
 
     It wants a session of its own, which it ends when it is told to end. It never changes a file in place: what it
     compiles anew is another file than the one that was taken over.

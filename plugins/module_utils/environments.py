@@ -324,7 +324,7 @@ def unlike_record(environment: Path, contents: bool) -> list[str]:
 def _as_recorded(site: Path, row: list[str], contents: bool) -> bool:
     name, digest, size = (*row, "", "", "")[:3]
     file = site / name
-    if name.endswith(".pyc"):  # some wheels ship bytecode, and uv compiles it anew
+    if name.endswith(".pyc"):  # some wheels ship bytecode, and it is compiled anew
         return True
     try:
         if size and file.stat().st_size != int(size):

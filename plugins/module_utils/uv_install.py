@@ -183,7 +183,8 @@ def _build_uv(wish: UvWish, version: str, lock_fd: int, environment: Mapping[str
     target = wish.uv_dir / (building.BUILD_PREFIX + version)
     building.remove(target)
     runner = building.Runner(
-        building.clean_environment(pip_environment(environment)),
+        # A pip that insists on a virtual environment has none here, and changes nothing that is not ours.
+        building.clean_environment(pip_environment(environment), PIP_REQUIRE_VIRTUALENV="0"),
         wish.uv_dir / UV_LOG,
         lock_fd,
         time.monotonic() + wish.timeout_s,

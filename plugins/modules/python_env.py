@@ -16,6 +16,9 @@ description:
     Has uv install what the lock names, every file checked by its hash, into C(<envs_dir>/<name>/<lock id>), and
     then points the link C(<envs_dir>/<name>/current) to it. The lock id is the first 16 hex digits of the SHA-256
     of its text.
+  - >-
+    Everything but packages' own tests is compiled to bytecode; that of packages which an earlier environment has in the
+    same version is taken over from there.
   - The environment in use is not touched meanwhile. When anything fails, C(current) stays as it was.
   - >-
     On every run each file is compared with what it was when the environment was finished. A damaged environment is

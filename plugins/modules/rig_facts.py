@@ -243,15 +243,14 @@ problems:
   elements: str
 """
 
-import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.host import read_evidence
 from ansible_collections.gpurig.llm.plugins.module_utils.kinds import AUTO, KINDS, OVERRIDABLE, KindError, decide
+from ansible_collections.gpurig.llm.plugins.module_utils.small_files import read_json
 
 
 def foreign_entries(paths: dict[str, str]) -> list[str]:
@@ -272,23 +271,14 @@ def services_on_record(services: str) -> dict[str, str]:
     """Return name and owner of each service that has a record in the directory; "" for one that names no owner."""
     owners = {}
     for path in sorted(Path(services).glob("*.json")):
-        labels = read_json(path).get("labels")
+        labels = (read_json(str(path)) or {}).get("labels")
         owners[path.stem] = str(labels.get("owner", "")) if isinstance(labels, dict) else ""
     return owners
 
 
 def tunnels_on_record(tunnels: Path) -> list[str]:
     """Return the names of the tunnels that the role tunnel has files of."""
-    return [path.stem for path in sorted(tunnels.glob("*.json")) if "identity" in read_json(path)]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return what the file holds; empty when it is nothing that we wrote."""
-    try:
-        read = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
+    return [path.stem for path in sorted(tunnels.glob("*.json")) if "identity" in (read_json(str(path)) or {})]
 
 
 def nvidia_driver_version(fs_root: str) -> str:

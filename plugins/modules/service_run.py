@@ -107,6 +107,10 @@ started_at_s:
   description: When that process was started, in seconds since 1970; V(0) when it has none.
   returned: always
   type: float
+untouched:
+  description: That it failed before anything was written, stopped or started, so that there is nothing to go back from.
+  returned: failure for the port
+  type: bool
 log_tail:
   description: Last lines of the service's log.
   returned: failure
@@ -156,6 +160,10 @@ LIVE = ("running", "starting", "stopping", "finished")
 
 class RunError(Exception):
     """The service did not come to the wanted state."""
+
+
+class RefusedError(RunError):
+    """Nothing was written, stopped or started."""
 
 
 @dataclass(frozen=True)
@@ -309,7 +317,7 @@ def converge(
     if state == "started" and params["port"] is not None and not check:
         done = claim(name, params["port"], params["rig"])
         if done.problem:
-            raise RunError(done.problem)
+            raise RefusedError(done.problem)
         written += [f"ended {process}, which nobody looked after" for process in done.ended]
     if not check:
         for path, _before, after in files:
@@ -349,9 +357,10 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
-    params = module.params
+    params = dict(module.params)
     rig = dict(params["rig"])
     rig["service_manager"] = params["manager"] or rig["service_manager"]
+    params["rig"] = rig
     host = Host.from_rig(rig)
     name, wanted = params["name"], params["state"]
     extra: dict[str, Any] = {}
@@ -364,6 +373,8 @@ def main() -> None:
             seen = look(host, name)
         else:
             plan, seen = converge(host, params, files, module.check_mode)
+    except RefusedError as error:
+        module.fail_json(msg=str(error), untouched=True)
     except systemd.SystemdError as error:
         tail = tail_or_nothing(host, name)
         said = last_error_line(tail)

@@ -15,7 +15,8 @@ description:
   - >-
     Installs uv from the package index, by hash, into C(<uv_dir>/<version>/bin), and points the link
     C(<uv_dir>/current) to it.
-  - The way there is a temporary virtual environment with its pip; no script from the network is run.
+  - The pip that comes with Python does it, or where that is not found one of a temporary virtual environment; no script
+    from the network is run.
   - >-
     A missing or edited program and a wrong link are found on every run and repaired. A run that was killed is no
     harm.

@@ -162,7 +162,6 @@ def holding(values: list[bytes], paths: list[str]) -> Iterator[tuple[str, bytes]
             "grep",
             "--files-with-matches",
             "--null",
-            "--no-messages",
             "--text",
             "--fixed-strings",
             "--file=-",
@@ -177,6 +176,9 @@ def holding(values: list[bytes], paths: list[str]) -> Iterator[tuple[str, bytes]
             check=False,
             timeout=600,
         )
+        unread = [line for line in done.stderr.splitlines() if not line.endswith(b": No such file or directory")]
+        if done.returncode not in (0, 1, 2) or unread:
+            raise RuntimeError(f"grep exit {done.returncode}: {unread[:3]}")
         for name in done.stdout.split(b"\0")[:-1]:
             path = os.fsdecode(name)
             with suppress(OSError):

@@ -94,7 +94,10 @@ def earlier_packages(place: Path) -> Path:
     source, made = place / "earlier.in", place / "earlier.lock"
     source.write_text(f"open-webui=={EARLIER}\n", encoding="utf-8")
     shutil.copy(LOCK, made)  # versions that fit stay
-    bump.resolve(next(lock for lock in bump.LOCKS if ROOT / lock.target == LOCK), source, made, uv())
+    try:
+        bump.resolve(next(lock for lock in bump.LOCKS if ROOT / lock.target == LOCK), source, made, uv())
+    except SystemExit as error:
+        raise HostError(str(error)) from error
     known, wanted = (re.split(r"\n(?=[A-Za-z])", path.read_text(encoding="utf-8")) for path in (LOCK, made))
     more = [lines for lines in wanted if lines.strip() not in {have.strip() for have in known}]
     if not any(EARLIER_SHA256 in lines for lines in more):
@@ -222,7 +225,7 @@ def push(names: dict[str, str], part: Path) -> dict[str, str]:
 def folder() -> Path:
     """The folder with registry/ and digests.json, made when it is not there. Raises HostError."""
     made_from = Path(__file__).read_bytes() + LOCK.read_bytes()
-    made_from += Path(__file__).with_name("images.py").read_bytes()
+    made_from += Path(__file__).with_name("images.py").read_bytes() + Path(bump.__file__).read_bytes()
     done = CACHE / f"images/webui-{hashlib.sha256(made_from).hexdigest()[:16]}"
     with alone("webui"):
         if not done.is_dir():

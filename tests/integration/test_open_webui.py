@@ -358,20 +358,15 @@ def test_preflight_says_everything_at_once_and_what_stays_behind(
     assert "newer Open WebUI" in both
     assert "open_webui_admin_password" in both
     never = "/dev/shm/gpurig-test-never-made"
-    assert (
-        run_module("open_webui_preflight", {**common, "memory_dir": never, "forgotten_dir": never})["forgotten"]
-        is False
-    )
-    assert run_module("open_webui_preflight", {**common, "memory_dir": never, "forgotten_dir": str(tmp_path)})[
-        "forgotten"
-    ]
-    memory = run_module("open_webui_preflight", {**common, "memory_dir": "/dev/shm/gpurig-test-never-made"})
+    for there, forgotten in ((never, False), (str(tmp_path), True)):
+        memory = run_module("open_webui_preflight", {**common, "memory_dir": never, "forgotten_dir": there})
+        assert memory["forgotten"] is forgotten
     stays = "The chats from before stay in {}, and are not on this page."
     assert memory["notes"] == [stays.format(data / "webui.db")]
     Path(common["secrets_file"]).write_text("DATABASE_URL=postgresql+psycopg://u:secret@h:1/n\n")
-    memory = run_module("open_webui_preflight", {**common, "memory_dir": "/dev/shm/gpurig-test-never-made"})
+    memory = run_module("open_webui_preflight", {**common, "memory_dir": never})
     assert memory["notes"][1] == stays.format("PostgreSQL database n at h port 1 as user u")
     assert "secret@" not in json.dumps(memory)
     disk = run_module("open_webui_preflight", {**common, "memory_dir": "/proc/page"})
     assert "rig_webui.keep is false: /proc/page would lie on proc, needed a tmpfs" in disk["msg"]
-    assert not Path("/dev/shm/gpurig-test-never-made").exists()
+    assert not Path(never).exists()

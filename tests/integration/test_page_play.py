@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,7 +48,7 @@ def play(tmp_path: Path) -> Play:
     docker.write_text("#!/bin/sh\n", encoding="utf-8")
     docker.chmod(0o755)
 
-    def run(name: str, *words: str) -> str:
+    def run(name: str, *words: str, rc: int = 0) -> str:
         done = subprocess.run(
             [
                 sys.executable,
@@ -70,7 +71,7 @@ def play(tmp_path: Path) -> Play:
             check=False,
             timeout=120,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.returncode == rc, done.stdout + done.stderr
         return done.stdout
 
     return run
@@ -82,3 +83,20 @@ def test_what_nobody_asks_for_is_stopped_with_tags_too(play: Play) -> None:
     assert "changed: [here] => (item=open-webui)" in said
     assert "changed: [here] => (item=tunnel-far)" in said
     assert "open_webui : Remove its container and its images" in said
+
+
+def test_nothing_is_gone_back_from_where_a_port_was_refused(play: Play, tmp_path: Path) -> None:
+    """Who has the port is said, and what runs goes on."""
+    book, record = tmp_path / "service.yml", tmp_path / "rig/etc/services/open-webui.json"
+    spec = {"name": "open-webui", "argv": ["/bin/false"], "health_url": "http://127.0.0.1:9/"}
+    learn = {"ansible.builtin.import_tasks": str(REPOSITORY / "playbooks/tasks/learn.yml")}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        given = {"service_spec": spec, "service_port": other.getsockname()[1], "host_tool_ready": True}
+        tasks = [learn, {"ansible.builtin.include_role": {"name": "gpurig.llm.service"}, "vars": given}]
+        book.write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": tasks}]), encoding="utf-8")
+        before = record.read_bytes()
+        said = play(book, rc=2)
+    assert "is taken by" in said
+    assert "Say what went wrong and what serves now" in said
+    assert "Bring back what was healthy before" not in said, "a skipped task is not shown"
+    assert record.read_bytes() == before

@@ -321,12 +321,27 @@ def test_bytecode_that_python_would_not_load_is_not_taken_over(tmp_path: Path, d
     assert not now.exists()
 
 
+def test_damaged_bytecode_is_compiled_anew_and_stays_as_it_is_elsewhere(tmp_path: Path) -> None:
+    """As after a loss of power: the length is right, the content is not."""
+    earlier, now = a_package(tmp_path / "earlier"), a_package(tmp_path / "now")
+    sound = now.read_bytes()
+    now.unlink()
+    lost = sound[:16] + bytes(len(sound) - 16)
+    earlier.write_bytes(lost)
+    assert bytecode.reuse(tmp_path / "earlier", tmp_path / "now") == 1
+    (tmp_path / "now/bin").mkdir()
+    (tmp_path / "now/bin/python").symlink_to(BASE)
+    subprocess.run(bytecode.compile_command(tmp_path / "now"), check=True)
+    assert (now.read_bytes() == sound, earlier.read_bytes() == lost) == (True, True)
+
+
 def test_what_has_no_bytecode_is_compiled_but_packages_own_tests(tmp_path: Path) -> None:
     there = a_package(tmp_path / "env")
     kept, site = there.stat().st_ino, tmp_path / "env" / SITE
     for name in ("b.py", "tests/test_b.py", "broken.py"):
         (site / name).parent.mkdir(exist_ok=True)
         (site / name).write_text("print 1" if name == "broken.py" else "b = '\\d'\n")
+    (site / "nowhere.py").symlink_to("gone.py")
     (tmp_path / "env/bin").mkdir()
     (tmp_path / "env/bin/python").symlink_to(BASE)
     done = subprocess.run(bytecode.compile_command(tmp_path / "env"), capture_output=True, text=True, check=True)

@@ -334,6 +334,7 @@ def test_nothing_is_written_or_stopped_for_a_port_that_another_has(rig: Rig, run
         args = {"name": "chat", "rig": rig.facts, "port": port, **other}
         failed = run_module("service_run", args)
         assert f"chat: port {port} is taken by" in failed["msg"], failed
+        assert failed["untouched"] is True
         assert run_module("service_run", args, check=True)["changed"], "whoever has it may be gone by then"
     assert (status(rig)["pid"], Path(rig.host.record("chat")).read_text()) == (pid, kept)
     assert rig.run(port=port)["reasons"] == []

@@ -179,6 +179,12 @@ def test_where_pip_s_wheel_is_not_found_a_venv_has_pip(tmp_path: Path, monkeypat
     assert_perfect(wish)
 
 
+def test_a_pip_that_wants_a_virtual_environment_does_without(tmp_path: Path) -> None:
+    wish = UvWish(REQUIREMENTS, tmp_path / "uv")
+    converge_uv(wish, environment={**os.environ, "PIP_REQUIRE_VIRTUALENV": "1"})
+    assert_perfect(wish)
+
+
 LINKS: dict[str, Callable[[Path], object]] = {
     "gone": lambda link: link.unlink(),
     "dangling": lambda link: relink(link, "0.0.1"),
