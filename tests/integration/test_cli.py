@@ -431,9 +431,9 @@ def test_logs_follow_through_a_rotation(rig: Rig) -> None:
     rig.write("chat", SLEEPER)
     log = Path(rig.paths["log"], "chat.log")
     log.write_text("old\n")
-    process = subprocess.Popen(
-        [f"{rig.root}/bin/gpurig", "logs", "chat", "-n", "1", "-f"], stdout=subprocess.PIPE, text=True
-    )
+    # The tests themselves may run where ctrl-c is ignored, in the background of a script say.
+    command = ["env", "--default-signal=INT", f"{rig.root}/bin/gpurig", "logs", "chat", "-n", "1", "-f"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout
     watchdog = threading.Timer(20, process.kill)
     watchdog.start()
