@@ -122,31 +122,16 @@ def bad_values(values: dict[str, str]) -> list[str]:
     return [name for name, value in values.items() if value != value.strip() or len(value.splitlines()) > 1]
 
 
-def write_values(path: Path, values: dict[str, str]) -> None:
+def replace(path: Path, content: bytes) -> None:
     """Replace the file in one step; it is never there half written or readable by others."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        with os.fdopen(handle, "wb") as stream:
             os.fchmod(stream.fileno(), MODE)
-            stream.writelines(f"{name}={value}\n" for name, value in values.items())
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def keep_as_it_was(path: Path, before: Path) -> None:
-    """Copy the file, in one step; nobody but its owner reads the copy either."""
-    handle, temporary = tempfile.mkstemp(dir=before.parent, prefix=f".{before.name}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            os.fchmod(stream.fileno(), MODE)
-            stream.write(path.read_bytes())
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(temporary).replace(before)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -192,8 +177,9 @@ def main() -> None:
         try:
             made = {name: secrets.token_urlsafe(KEY_BYTES) for name in missing}
             if before and state is not None and not before.exists():
-                keep_as_it_was(path, before)
-            write_values(path, {**kept, **given, **made})
+                replace(before, path.read_bytes())
+            lines = (f"{name}={value}\n" for name, value in {**kept, **given, **made}.items())
+            replace(path, "".join(lines).encode())
             if wanted_uid is not None:
                 os.chown(path, wanted_uid, -1)
         except OSError as error:
