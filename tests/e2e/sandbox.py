@@ -225,6 +225,14 @@ def kill_marked(run_id: str) -> None:
         time.sleep(0.02)
 
 
+def system_python() -> str:
+    """The distribution's Python, by which Ansible's modules run on most hosts; ours where it is missing or too old."""
+    check = "import sys; sys.exit(sys.version_info < (3, 10))"
+    path = Path("/usr/bin/python3")
+    fits = path.exists() and subprocess.run([path, "-I", "-c", check], check=False).returncode == 0
+    return str(path) if fits else sys.executable
+
+
 def free_port() -> int:
     """Return a TCP port that nobody listens on now."""
     with socket.socket() as probe:

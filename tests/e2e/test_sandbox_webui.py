@@ -39,7 +39,7 @@ from ansible_collections.gpurig.llm.tests.e2e.page_rig import (
     keep_a_chat,
     readable_by_all,
 )
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import FULL, Result, Sandbox, free_port
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import FULL, Result, Sandbox, free_port, system_python
 from ansible_collections.gpurig.llm.tests.e2e.test_sandbox import _own_address
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -104,7 +104,8 @@ class Rig(PageRig):
 def built(place: Path) -> Iterator[tuple[Rig, Result]]:
     home = place / "home"
     home.mkdir()
-    rig = Rig(Sandbox(place / "rig", free_port(), home), free_port(), earlier_lock(place), free_port())
+    box = Sandbox(place / "rig", free_port(), home, {"ansible_python_interpreter": system_python()})
+    rig = Rig(box, free_port(), earlier_lock(place), free_port())
     try:
         yield rig, rig.run(open_webui_lock=str(rig.earlier))
     finally:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Result, Sandbox, free_port
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Result, Sandbox, free_port, system_python
 
 PROGRAM = CHECKOUT / "roles" / "tunnel" / "files" / "tunnel.py"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -279,6 +279,7 @@ class Homes:
         self.port = free_port()
         self.reached: dict[str, Any] = {}  # how Ansible reaches the node, where that is not as the tunnel does
         self.box = Sandbox(place / "home", self.port, place)
+        self.python = system_python()
         secrets = place / "away" / "etc" / "secrets"
         secrets.mkdir(parents=True)
         (secrets / "chat.env").write_text("LLAMA_API_KEY=the-key-of-the-node\n")
@@ -286,7 +287,7 @@ class Homes:
 
     def run(self, remote_port: int, *more: str, **tunnel: Any) -> Result:
         one = {"name": "far", "host": "node", "instance": "chat", "port": self.port, "host_key": self.node.host_key}
-        local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "rig_kind": "sandbox"}
+        local = {"ansible_connection": "local", "ansible_python_interpreter": self.python, "rig_kind": "sandbox"}
         where = {"ansible_host": "127.0.0.1", "ansible_port": self.node.ssh_port, "ansible_user": USER}
         instances = [{"name": "chat", "model": "any", "port": remote_port}]
         home = {"rig_root": str(self.box.root), "rig_tunnels": [{**one, **tunnel}]}
