@@ -64,7 +64,7 @@ NOT_SHIPPED = {
     "rig",
 }
 UNIT_PACKAGES = ("gcc", "libc6-dev", "patchelf")
-INTEGRATION_PACKAGES = (*UNIT_PACKAGES, "postgresql")
+INTEGRATION_PACKAGES = (*UNIT_PACKAGES, "openssh-client", "postgresql")
 HOST_PACKAGES = (
     *("podman", "runc", "conmon", "netavark", "aardvark-dns", "iptables", "uidmap"),
     *("mmdebstrap", "busybox-static", "patchelf", "openssh-client", "git", "ca-certificates", "debian-archive-keyring"),

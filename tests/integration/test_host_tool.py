@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import Owner
 from ansible_collections.gpurig.llm.plugins.modules import host_tool
 
 FOLDER = Path(host_tool.cli.__file__).parent
@@ -228,7 +229,7 @@ def test_an_unknown_user_is_a_finding_in_check_mode_only(args: dict[str, Any]) -
         with pytest.raises(host_tool.InstallError, match="cannot give files away"):
             host_tool.owners("nobody-here", "nobody-here", must_exist=True)
         return
-    assert host_tool.owners("nobody-here", "nobody-here", must_exist=False) == (host_tool.Owner(0), host_tool.Owner())
+    assert host_tool.owners("nobody-here", "nobody-here", must_exist=False) == (Owner(0), Owner())
     with pytest.raises(host_tool.InstallError, match="role host_tool makes it"):
         host_tool.owners("nobody-here", "nobody-here", must_exist=True)
 

@@ -1,0 +1,201 @@
+#!/usr/bin/python
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Have the files of a tunnel's near end. (glue)"""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: tunnel_end
+short_description: Have the files of a tunnel's near end
+version_added: 0.1.0
+author: [gpurig.llm maintainers (@gpurig)]
+description:
+  - Keeps the key of a tunnel, the node's host key that it trusts, and the file that says where it leads.
+  - Both states tell the public half of the key, which the node must accept between them.
+  - The role tunnel uses this module; it is of little use alone.
+options:
+  name:
+    description: Name of the tunnel.
+    type: str
+    required: true
+  dir:
+    description: Folder of the tunnels' files. It belongs to O(rig)'s user.
+    type: path
+    required: true
+  host:
+    description: Name of the host that the tunnel is to lead to.
+    type: str
+    required: true
+  user:
+    description: Who signs in there.
+    type: str
+    required: true
+  state:
+    description:
+      - V(keyed) has program, folder and key. A key that is there is kept.
+      - V(pointed) has the host key, the engine's API key and where the tunnel leads. A tunnel that runs follows.
+    type: str
+    choices: [keyed, pointed]
+    required: true
+  program:
+    description: Where the program of the tunnels is to be. Needed with O(state=keyed).
+    type: path
+  program_text:
+    description: Its text. Needed with O(state=keyed).
+    type: str
+  comment:
+    description: Comment of a new key. Needed with O(state=keyed).
+    type: str
+  leave_first:
+    description:
+      - Do nothing when the tunnel has led to another host or user, whose node must first accept the key no longer. See
+        RV(leave).
+    type: bool
+    default: false
+  target:
+    description: Where the tunnel leads, without the paths of its own files. Needed with O(state=pointed).
+    type: dict
+    default: {}
+  host_key:
+    description: The node's public host key. Needed with O(state=pointed).
+    type: str
+  secrets_path:
+    description: Where the API key of the engine is to be. Needed with O(secrets).
+    type: path
+  secrets:
+    description: Content of the file with the engine's API key. Without it that file is left alone.
+    type: str
+extends_documentation_fragment: [gpurig.llm.attributes, gpurig.llm.rig]
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: partial
+    details: The diff shows neither a key nor the program.
+  idempotent:
+    support: full
+"""
+
+EXAMPLES = r"""
+- name: Have the key of a tunnel
+  gpurig.llm.tunnel_end:
+    name: pod
+    dir: /etc/gpurig/tunnels
+    host: pod1
+    user: forward
+    state: keyed
+    program: /opt/gpurig/envs/tunnel.py
+    program_text: "{{ lookup('ansible.builtin.file', 'tunnel.py', rstrip=false) }}"
+    comment: gpurig tunnel pod of home
+    rig: "{{ ansible_facts.rig }}"
+"""
+
+RETURN = r"""
+changes:
+  description: What was changed, or would be in check mode, in words.
+  returned: success
+  type: list
+  elements: str
+public:
+  description: Type and key of the public half, without comment; empty when there is no key, in check mode.
+  returned: success
+  type: str
+  sample: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI
+before:
+  description: Where the tunnel has led; empty when nowhere.
+  returned: success
+  type: dict
+leave:
+  description: That nothing was done, because of O(leave_first).
+  returned: success
+  type: bool
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import InstallError, Step, owners
+from ansible_collections.gpurig.llm.plugins.module_utils.tunnel_end import (
+    End,
+    earlier_target,
+    plan_folder,
+    plan_key,
+    plan_target,
+    public_half,
+)
+
+
+def plan(end: End, params: dict[str, Any], keygen: str, scratch: str | None, check: bool) -> list[Step]:
+    """Return all changes in the order in which they are made. Raises InstallError."""
+    rig = params["rig"]
+    ours, theirs = owners(rig.get("user", ""), rig.get("group", ""), must_exist=not check)
+    if params["state"] == "keyed":
+        steps = plan_folder(end, theirs, ours, params["program"], params["program_text"])
+        return steps + plan_key(end, theirs, params["comment"], keygen, scratch)
+    secrets = None if params["secrets"] is None else (params["secrets_path"], params["secrets"])
+    target = {key: str(value) for key, value in params["target"].items()}
+    return plan_target(end, theirs, params["host_key"], target, secrets)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "name": {"type": "str", "required": True},
+            "dir": {"type": "path", "required": True},
+            "host": {"type": "str", "required": True},
+            "user": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["keyed", "pointed"], "required": True},
+            "program": {"type": "path"},
+            "program_text": {"type": "str"},
+            "comment": {"type": "str"},
+            "leave_first": {"type": "bool", "default": False},
+            "target": {"type": "dict", "default": {}},
+            "host_key": {"type": "str", "no_log": False},
+            "secrets_path": {"type": "path", "no_log": False},
+            "secrets": {"type": "str", "no_log": True},
+            "rig": {"type": "dict", "required": True},
+        },
+        required_if=[
+            ("state", "keyed", ("program", "program_text", "comment")),
+            ("state", "pointed", ("host_key", "target")),
+        ],
+        required_by={"secrets": "secrets_path"},
+        supports_check_mode=True,
+    )
+    params = module.params
+    end = End(params["dir"], params["name"])
+    keygen = module.get_bin_path("ssh-keygen") or "ssh-keygen"
+    steps: list[Step] = []
+    try:
+        before = earlier_target(end)
+        elsewhere = bool(before) and (before["host"], before["user"]) != (params["host"], params["user"])
+        leave = elsewhere and params["leave_first"]
+        if not leave:
+            steps = plan(end, params, keygen, module.tmpdir, module.check_mode)
+        if not module.check_mode:
+            for step in steps:
+                step.act()
+        public = public_half(end, keygen)
+    except InstallError as error:
+        module.fail_json(msg=str(error))
+    except OSError as error:
+        module.fail_json(
+            msg=f"{error.filename}: {error.strerror}. Run as the user whom the rig belongs to, or as root."
+        )
+    module.exit_json(
+        changed=bool(steps),
+        changes=[step.in_words().split("\n")[0] for step in steps],
+        public=public,
+        before=before,
+        leave=leave,
+        diff={
+            "before": "".join(f"{step.path}: {step.before}\n" for step in steps),
+            "after": "".join(f"{step.path}: {step.after}\n" for step in steps),
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,209 @@
+# Copyright: gpurig.llm maintainers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""tunnel_end as a real process, with the real ssh-keygen."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs openssh-client's ssh-keygen")
+
+RunModule = Callable[..., dict[str, Any]]
+PROGRAM = "print('the program')\n"
+HOST_KEY = "ssh-ed25519 AAAAofthenode"
+SECRETS = "LLAMA_API_KEY=the-key-of-the-node\n"
+TARGET = {"host": "pod1", "address": "10.0.0.5", "ssh_port": 22, "user": "forward", "remote_port": 8000}
+TARGET |= {"local_port": 18000}
+
+
+class Near:
+    """The near end of the tunnel `far`."""
+
+    def __init__(self, place: Path, run_module: RunModule) -> None:
+        self.place, self._run = place, run_module
+        (place / "envs").mkdir()
+        (place / "secrets").mkdir()
+        self.folder = place / "tunnels"
+        self.key, self.public = self.folder / "far.key", self.folder / "far.key.pub"
+        self.known_hosts, self.target = self.folder / "far.known_hosts", self.folder / "far.json"
+        self.secrets = place / "secrets" / "tunnel-far.env"
+        self.program = place / "envs" / "tunnel.py"
+        self.common = {"name": "far", "dir": str(self.folder), "host": "pod1", "user": "forward"}
+        self.common["rig"] = {"user": "", "group": ""}
+
+    def keyed(self, check: bool = False, **more: Any) -> dict[str, Any]:
+        own = {"program": str(self.program), "program_text": PROGRAM, "comment": "gpurig tunnel far of home"}
+        return self._run("tunnel_end", {**self.common, "state": "keyed", **own, **more}, check)
+
+    def pointed(self, check: bool = False, **more: Any) -> dict[str, Any]:
+        own = {"target": TARGET, "host_key": HOST_KEY, "secrets": SECRETS, "secrets_path": str(self.secrets)}
+        return self._run("tunnel_end", {**self.common, "state": "pointed", **own, **more}, check)
+
+    def files(self) -> dict[str, tuple[str, int]]:
+        """What every file below has, and its mode."""
+        paths = [path for path in self.place.rglob("*") if path.is_file()]
+        return {path.name: (path.read_text(encoding="utf-8"), path.stat().st_mode & 0o777) for path in paths}
+
+
+@pytest.fixture
+def near(tmp_path: Path, run_module: RunModule) -> Near:
+    return Near(tmp_path, run_module)
+
+
+def test_a_key_is_made_once_and_kept_for_ever(near: Near) -> None:
+    foreseen = near.keyed(check=True)
+    assert (foreseen["changed"], foreseen["public"], near.files()) == (True, "", {})
+    made = near.keyed()
+    assert made["changed"]
+    assert [line.split(":")[0] for line in made["changes"]] == [str(near.program), str(near.folder), str(near.key)]
+    assert (near.folder.stat().st_mode & 0o777, near.key.stat().st_mode & 0o777) == (0o700, 0o600)
+    derived = subprocess.run(["ssh-keygen", "-y", "-f", near.key], check=True, capture_output=True, text=True).stdout
+    assert derived.strip() == f"{made['public']} gpurig tunnel far of home"
+    assert made["public"].startswith("ssh-ed25519 AAAA")
+    assert (near.program.read_text(encoding="utf-8"), made["before"], made["leave"]) == (PROGRAM, {}, False)
+    before = near.files()
+    for check in (True, False):
+        again = near.keyed(check)
+        assert (again["changed"], again["public"], near.files()) == (False, made["public"], before)
+    near.key.chmod(0o640)
+    near.folder.chmod(0o755)
+    assert near.keyed()["changed"]
+    assert near.files() == before
+    assert near.folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_lost_public_half_is_read_from_the_private_one(near: Near) -> None:
+    public = near.keyed()["public"]
+    near.public.unlink()
+    assert near.keyed()["public"] == public
+
+
+def test_it_says_where_the_tunnel_leads_and_tells_no_secret(near: Near) -> None:
+    near.keyed()
+    private = near.key.read_text(encoding="utf-8")
+    before = near.files()
+    assert near.pointed(check=True)["changed"]
+    assert near.files() == before
+    done = near.pointed()
+    assert done["changed"]
+    assert near.known_hosts.read_text(encoding="utf-8") == f"pod1 {HOST_KEY}\n"
+    assert near.secrets.read_text(encoding="utf-8") == SECRETS
+    target = json.loads(near.target.read_text(encoding="utf-8"))
+    own = {"identity": str(near.key), "known_hosts": str(near.known_hosts)}
+    assert target == {**{name: str(value) for name, value in TARGET.items()}, **own}
+    assert {path.stat().st_mode & 0o777 for path in (near.known_hosts, near.secrets, near.target)} == {0o600}
+    for result in (done, near.pointed(secrets=SECRETS.replace("the", "another"))):
+        assert result["changed"]
+        said = json.dumps(result)
+        assert "key-of-the-node" not in said
+        assert private.splitlines()[1] not in said
+    assert near.pointed()["changed"]
+    for check in (True, False):
+        assert not near.pointed(check)["changed"]
+    moved = near.pointed(target={**TARGET, "remote_port": 8001})
+    assert [line.split(":")[0] for line in moved["changes"]] == [str(near.target)]
+    assert '"remote_port": "8000"' in moved["diff"]["before"]
+    assert '"remote_port": "8001"' in moved["diff"]["after"]
+
+
+def test_without_the_engine_s_key_that_file_is_left_alone(near: Near) -> None:
+    near.keyed()
+    near.pointed()
+    near.secrets.write_text("LLAMA_API_KEY=kept\n", encoding="utf-8")
+    assert not near.pointed(secrets=None)["changed"]
+    assert near.secrets.read_text(encoding="utf-8") == "LLAMA_API_KEY=kept\n"
+
+
+def test_another_node_is_left_before_anything_changes(near: Near) -> None:
+    public = near.keyed()["public"]
+    near.pointed()
+    near.program.unlink()
+    before = near.files()
+    for other in ({"host": "pod2"}, {"user": "somebody"}):
+        asked = near.keyed(leave_first=True, **other)
+        assert (asked["leave"], asked["changed"], asked["public"]) == (True, False, public)
+        assert (asked["before"]["host"], asked["before"]["user"]) == ("pod1", "forward")
+        assert near.files() == before
+    assert not near.keyed(leave_first=True)["leave"]
+    silent = near.keyed(host="pod2")
+    assert (silent["leave"], silent["public"]) == (False, public), "a node that cannot be told keeps its key's tunnel"
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_damaged_record_is_named(near: Near, text: str) -> None:
+    near.keyed()
+    near.target.write_text(text, encoding="utf-8")
+    failed = near.keyed()
+    assert failed["failed"]
+    assert f"{near.target}: does not say where the tunnel has led" in failed["msg"]
+
+
+def test_a_damaged_key_is_named(near: Near) -> None:
+    near.keyed()
+    near.public.unlink()
+    near.key.write_text("nothing\n", encoding="utf-8")
+    failed = near.keyed()
+    assert failed["failed"]
+    assert f"{near.key}: ssh-keygen says" in failed["msg"]
+    assert near.key.read_text(encoding="utf-8") == "nothing\n"
+
+
+def test_a_missing_ssh_keygen_is_named_and_leaves_no_half_key(near: Near, run_module: RunModule) -> None:
+    failed = run_module(
+        "tunnel_end",
+        {**near.common, "state": "keyed", "program": str(near.program), "program_text": PROGRAM, "comment": "x"},
+        environment={"PATH": str(near.place)},
+    )
+    if shutil.which("ssh-keygen", path="/sbin:/usr/sbin:/usr/local/sbin"):
+        pytest.skip("Ansible looks there, too")
+    assert failed["failed"]
+    assert "ssh-keygen did not run" in failed["msg"]
+    assert not near.key.exists()
+    assert not near.public.exists()
+
+
+def test_nobody_else_s_file_is_followed(near: Near) -> None:
+    """The folder is the service's user's: a link in it leads wherever that user likes."""
+    near.keyed()
+    near.pointed()
+    other = near.place / "other"
+    other.write_text("root:secret\n", encoding="utf-8")
+    other.chmod(0o600)
+    for link in (near.key, near.public):
+        kept = link.with_suffix(".aside")
+        link.rename(kept)
+        link.symlink_to(other)
+        failed = near.keyed()
+        assert failed["failed"], link
+        assert "secret" not in json.dumps(failed)
+        link.unlink()
+        kept.rename(link)
+    near.known_hosts.unlink()
+    near.known_hosts.symlink_to(other)
+    assert near.pointed()["changed"]
+    assert not near.known_hosts.is_symlink()
+    assert (other.read_text(encoding="utf-8"), other.stat().st_mode & 0o777) == ("root:secret\n", 0o600)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+def test_who_runs_the_tunnel_has_its_files_and_root_the_rest(near: Near) -> None:
+    near.common["rig"] = {"user": "nobody", "group": "nogroup"}
+    near.keyed()
+    near.pointed()
+    theirs = {path.name for path in near.place.rglob("*") if path.owner() == "nobody"}
+    assert theirs == {"tunnels", "far.key", "far.known_hosts", "far.json"}
+    os.chown(near.target, 0, 0)
+    assert near.pointed()["changed"]
+    assert near.target.owner() == "nobody"
+    near.common["rig"] = {"user": "nobody-here", "group": ""}
+    assert "nobody-here" in near.pointed()["msg"]
+    assert not near.pointed(check=True).get("failed")
