@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import grp
 import os
 import pwd
@@ -65,10 +66,38 @@ def _right(seen: os.stat_result, mode: int, owner: Owner) -> bool:
     )
 
 
+def read_own(path: str) -> str | None:
+    """Return the text of the file at `path` itself; None when nothing is there. Raises InstallError.
+
+    Where a service's user may write, root finds what that user put there: links, other names of somebody else's file,
+    pipes that never end.
+    """
+    try:
+        held = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InstallError(f"{path}: is a link, which it must not be. Move it away, then run again.") from error
+    seen = os.fstat(held)
+    if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:
+        os.close(held)
+        raise InstallError(f"{path}: must be a file with no other name. Move it away, then run again.")
+    with os.fdopen(held, encoding="utf-8", errors="replace") as file:
+        return file.read()
+
+
 def mark(path: str, mode: int, owner: Owner) -> None:
-    """Set owner and mode of the very thing at `path`: a service's user could put a link to elsewhere in its place."""
+    """Set owner and mode of the very thing at `path`: a service's user could put a link to elsewhere in its place.
+
+    Raises InstallError for a file that has another name, too.
+    """
     held = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
+        seen = os.fstat(held)
+        if not stat.S_ISDIR(seen.st_mode) and seen.st_nlink > 1:
+            raise InstallError(f"{path}: is also somewhere else, by a hard link. Move it away, then run again.")
         if owner != Owner():
             os.chown(f"/proc/self/fd/{held}", owner.uid, owner.gid)
         Path(f"/proc/self/fd/{held}").chmod(mode)
@@ -110,18 +139,15 @@ def plan_file(path: str, text: str, mode: int, owner: Owner, show: bool = False)
     def write() -> None:
         if Path(path).is_dir() and not Path(path).is_symlink():
             shutil.rmtree(path)
-        write_text(path, text, mode)
-        mark(path, mode, owner)
+        write_text(path, text, mode, owner=(owner.uid, owner.gid))
 
     seen = lstat(path)
     wanted = _describe("file", mode, owner)
     if seen is None:
         return [Step(path, "missing", f"{wanted}\n{text}" if show else wanted, write)]
-    had = ""
-    if stat.S_ISREG(seen.st_mode):
-        had = Path(path).read_bytes().decode(errors="replace")
-    if had != text or not stat.S_ISREG(seen.st_mode):
-        before = f"{wanted}\n{had}" if show else "other content"
+    had = read_own(path) if stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1 else None
+    if had != text:
+        before = f"{wanted}\n{had or ''}" if show else "other content"
         return [Step(path, before, f"{wanted}\n{text}" if show else wanted, write)]
     return plan_mark(path, mode, owner)
 

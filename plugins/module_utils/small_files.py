@@ -38,15 +38,19 @@ def readable_by_all() -> Iterator[None]:
         os.umask(before)
 
 
-def write_text(path: str, text: str, mode: int = 0o644, durable: bool = True) -> None:
+def write_text(
+    path: str, text: str, mode: int = 0o644, durable: bool = True, owner: tuple[int, int] = (-1, -1)
+) -> None:
     """Replace the file in one step: a reader sees the old or the new content and no mixture, if `durable` also after
-    a power failure.
+    a power failure. `owner`: the ids of user and group, set before the file is in place; -1 leaves one as it is.
     """
     target = Path(path)
     handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             os.fchmod(stream.fileno(), mode)
+            if owner != (-1, -1):
+                os.fchown(stream.fileno(), *owner)
             stream.write(text)
             stream.flush()
             if durable:

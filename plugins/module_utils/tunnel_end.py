@@ -1,23 +1,38 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The files of a tunnel's near end: its key, whom it trusts and where it leads. (outside)"""
+"""The files of a tunnel's near end: its key, whom it trusts and where it leads. (outside)
+
+The folder belongs to whoever runs the tunnel, so what is found in it is judged before it is used.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .owned_files import InstallError, Owner, Step, lstat, mark, plan_directory, plan_file, plan_mark
-from .small_files import read_json, write_text
+from .owned_files import (
+    InstallError,
+    Owner,
+    Step,
+    lstat,
+    plan_directory,
+    plan_file,
+    plan_mark,
+    read_own,
+)
+from .small_files import write_text
 
-FOLDER_MODE, PRIVATE_MODE, PROGRAM_MODE = 0o700, 0o600, 0o644
+FOLDER_MODE, PRIVATE_MODE, READABLE_MODE = 0o700, 0o600, 0o644
 KEYGEN_S = 30
+# Anything shorter would stand for more than one line of a node's authorized_keys.
+_PUBLIC = re.compile(r"(ssh-[\w-]+|ecdsa-[\w-]+) [A-Za-z0-9+/]{40,}={0,3}")
 
 
 @dataclass(frozen=True)
@@ -41,38 +56,57 @@ class End:
 
 
 def earlier_target(end: End) -> dict[str, str]:
-    """Return where the tunnel has led; empty when nowhere yet. Raises InstallError for an unreadable file."""
-    if lstat(end.target) is None:
+    """Return host and user that the tunnel has led to; empty when nowhere. Raises InstallError for a damaged record."""
+    text = read_own(end.target)
+    if text is None:
         return {}
-    found = read_json(end.target)
-    if found is None or not {"host", "user"} <= found.keys():
+    try:
+        found = json.loads(text)
+        return {name: str(found[name]) for name in ("host", "user")}
+    except (ValueError, KeyError, TypeError) as error:
         raise InstallError(
             f"{end.target}: does not say where the tunnel has led, so its node cannot be told that it ends. Move the "
             "file away, take the tunnel's line out of that node's authorized_keys, then run again."
-        )
-    return {key: str(value) for key, value in found.items()}
+        ) from error
 
 
 def blob(public: str) -> str:
-    """Return what tells a key from every other: the type and the key of a line as in a .pub file, without comment."""
-    return " ".join(public.split()[:2])
+    """Return what tells a key from every other: type and key of a line as in a .pub file; empty when it is none."""
+    found = _PUBLIC.match(public)
+    return found[0] if found else ""
 
 
 def public_half(end: End, keygen: str) -> str:
-    """Return the key's blob; empty when there is no key. Raises InstallError when the private half cannot be read."""
-    if lstat(end.key) is None:
+    """Return the blob of the key, read from its private half; empty when there is none. Raises InstallError."""
+    text = read_own(end.key)
+    if text is None:
         return ""
+    # A file of our own in memory: ssh-keygen refuses a key that others may read, which a run is there to mend.
+    held = os.memfd_create("key")
     try:
-        # The folder is the service's user's, who could put a link to somebody else's file in its place.
-        with open(os.open(f"{end.key}.pub", os.O_RDONLY | os.O_NOFOLLOW), encoding="utf-8") as file:  # noqa: PTH123
-            return blob(file.read())
-    except FileNotFoundError:
-        return blob(_run(end.key, [keygen, "-y", "-P", "", "-f", end.key]))
+        os.fchmod(held, PRIVATE_MODE)
+        os.write(held, text.encode())
+        found = blob(_run(end.key, [keygen, "-y", "-P", "", "-f", f"/proc/self/fd/{held}"], held))
+    finally:
+        os.close(held)
+    if not found:
+        raise InstallError(f"{end.key}: is no key for ssh. Move it away, then run again.")
+    return found
 
 
-def _run(path: str, argv: list[str]) -> str:
+def last_known_half(end: End, keygen: str) -> str:
+    """Return the blob of the key, of its public half where the private one is gone; empty when both are."""
     try:
-        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=KEYGEN_S)
+        if found := public_half(end, keygen):
+            return found
+        return blob(read_own(f"{end.key}.pub") or "")
+    except InstallError:
+        return ""
+
+
+def _run(path: str, argv: list[str], *held: int) -> str:
+    try:
+        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=KEYGEN_S, pass_fds=held)
     except subprocess.CalledProcessError as error:
         raise InstallError(f"{path}: ssh-keygen says: {error.stderr.strip()}. Move it away, then run again.") from error
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -80,25 +114,28 @@ def _run(path: str, argv: list[str]) -> str:
     return done.stdout
 
 
-def make_key(end: End, comment: str, keygen: str, scratch: str | None) -> None:
-    """Make a key pair. It is made elsewhere first, so that no half of one is ever in place. Raises InstallError."""
+def make_key(end: End, owner: Owner, comment: str, keygen: str, scratch: str) -> None:
+    """Make a key pair elsewhere and move it here, the private half last. Raises InstallError."""
     with tempfile.TemporaryDirectory(dir=scratch) as made:
         _run(end.key, [keygen, "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", f"{made}/key"])
         public, private = (Path(made, name).read_text(encoding="utf-8") for name in ("key.pub", "key"))
-        write_text(f"{end.key}.pub", public)
-        write_text(end.key, private, PRIVATE_MODE)
+        write_text(f"{end.key}.pub", public, READABLE_MODE)
+        write_text(end.key, private, PRIVATE_MODE, owner=(owner.uid, owner.gid))
 
 
-def plan_key(end: End, owner: Owner, comment: str, keygen: str, scratch: str | None) -> list[Step]:
-    """Return the changes that make the key and give it to who runs the tunnel; one that is there is kept for ever."""
+def plan_key(end: End, owner: Owner, comment: str, keygen: str, scratch: Callable[[], str]) -> list[Step]:
+    """Return the changes that make the key and give it to who runs the tunnel; one that is there is kept for ever.
 
-    def make() -> None:
-        make_key(end, comment, keygen, scratch)
-        mark(end.key, PRIVATE_MODE, owner)
-
+    `scratch` returns the folder to make it in. Raises InstallError.
+    """
     if lstat(end.key) is None:
-        return [Step(end.key, "missing", "a new ed25519 key", make)]
-    return plan_mark(end.key, PRIVATE_MODE, owner)
+        make = Step(end.key, "missing", "a new ed25519 key", lambda: make_key(end, owner, comment, keygen, scratch()))
+        return [make]
+    public, path = public_half(end, keygen), f"{end.key}.pub"
+    steps = plan_mark(end.key, PRIVATE_MODE, owner)
+    if lstat(path) is None or blob(read_own(path) or "") != public:
+        steps += plan_file(path, f"{public} {comment}\n", READABLE_MODE, Owner())
+    return steps
 
 
 def plan_target(
@@ -116,5 +153,5 @@ def plan_target(
 
 
 def plan_folder(end: End, owner: Owner, ours: Owner, program: str, text: str) -> list[Step]:
-    """Return the changes that bring the program and the folder of the tunnels."""
-    return plan_file(program, text, PROGRAM_MODE, ours) + plan_directory(end.folder, FOLDER_MODE, owner)
+    """Return the changes that bring the program and the folder of the tunnels. Raises InstallError."""
+    return plan_file(program, text, READABLE_MODE, ours) + plan_directory(end.folder, FOLDER_MODE, owner)

@@ -13,7 +13,7 @@ version_added: 0.1.0
 author: [gpurig.llm maintainers (@gpurig)]
 description:
   - Keeps the key of a tunnel, the node's host key that it trusts, and the file that says where it leads.
-  - Both states tell the public half of the key, which the node must accept between them.
+  - Every state tells the public half of the key, which the node must accept between V(keyed) and V(pointed).
   - The role tunnel uses this module; it is of little use alone.
 options:
   name:
@@ -25,19 +25,18 @@ options:
     type: path
     required: true
   host:
-    description: Name of the host that the tunnel is to lead to.
+    description: Name of the host that the tunnel is to lead to. Needed unless O(state=seen).
     type: str
-    required: true
   user:
-    description: Who signs in there.
+    description: Who signs in there. Needed unless O(state=seen).
     type: str
-    required: true
   state:
     description:
       - V(keyed) has program, folder and key. A key that is there is kept.
       - V(pointed) has the host key, the engine's API key and where the tunnel leads. A tunnel that runs follows.
+      - V(seen) changes nothing.
     type: str
-    choices: [keyed, pointed]
+    choices: [keyed, pointed, seen]
     required: true
   program:
     description: Where the program of the tunnels is to be. Needed with O(state=keyed).
@@ -50,14 +49,14 @@ options:
     type: str
   leave_first:
     description:
-      - Do nothing when the tunnel has led to another host or user, whose node must first accept the key no longer. See
-        RV(leave).
+      - Leave the key alone when the tunnel has led to another host or user, whose node must first accept it no longer.
+        See RV(leave).
     type: bool
     default: false
   target:
-    description: Where the tunnel leads, without the paths of its own files. Needed with O(state=pointed).
+    description:
+      - Where the tunnel leads, besides O(host), O(user) and the paths of its own files. Needed with O(state=pointed).
     type: dict
-    default: {}
   host_key:
     description: The node's public host key. Needed with O(state=pointed).
     type: str
@@ -99,27 +98,30 @@ changes:
   type: list
   elements: str
 public:
-  description: Type and key of the public half, without comment; empty when there is no key, in check mode.
+  description: Type and key of the public half, without comment; empty when there is no key.
   returned: success
   type: str
   sample: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI
 before:
-  description: Where the tunnel has led; empty when nowhere.
+  description:
+    - The tunnel's C(name) with the C(host) and C(user) that it has led to; empty when nowhere, or when that is not
+      known.
   returned: success
   type: dict
 leave:
-  description: That nothing was done, because of O(leave_first).
+  description: That the key was left alone, because of O(leave_first).
   returned: success
   type: bool
 """
 
-from typing import Any
+import errno
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import InstallError, Step, owners
 from ansible_collections.gpurig.llm.plugins.module_utils.tunnel_end import (
     End,
     earlier_target,
+    last_known_half,
     plan_folder,
     plan_key,
     plan_target,
@@ -127,16 +129,27 @@ from ansible_collections.gpurig.llm.plugins.module_utils.tunnel_end import (
 )
 
 
-def plan(end: End, params: dict[str, Any], keygen: str, scratch: str | None, check: bool) -> list[Step]:
+def known_target(end: End, needed: bool) -> dict[str, str]:
+    """Return where the tunnel has led. Raises InstallError when that cannot be read and is `needed`."""
+    try:
+        return earlier_target(end)
+    except InstallError:
+        if needed:
+            raise
+        return {}
+
+
+def plan(end: End, module: AnsibleModule, keygen: str, leave: bool) -> list[Step]:
     """Return all changes in the order in which they are made. Raises InstallError."""
+    params = module.params
     rig = params["rig"]
-    ours, theirs = owners(rig.get("user", ""), rig.get("group", ""), must_exist=not check)
+    ours, theirs = owners(rig.get("user", ""), rig.get("group", ""), must_exist=not module.check_mode)
     if params["state"] == "keyed":
         steps = plan_folder(end, theirs, ours, params["program"], params["program_text"])
-        return steps + plan_key(end, theirs, params["comment"], keygen, scratch)
+        return steps if leave else steps + plan_key(end, theirs, params["comment"], keygen, lambda: module.tmpdir)
     secrets = None if params["secrets"] is None else (params["secrets_path"], params["secrets"])
-    target = {key: str(value) for key, value in params["target"].items()}
-    return plan_target(end, theirs, params["host_key"], target, secrets)
+    target = {**params["target"], "host": params["host"], "user": params["user"]}
+    return plan_target(end, theirs, params["host_key"], {key: str(value) for key, value in target.items()}, secrets)
 
 
 def main() -> None:
@@ -144,22 +157,22 @@ def main() -> None:
         argument_spec={
             "name": {"type": "str", "required": True},
             "dir": {"type": "path", "required": True},
-            "host": {"type": "str", "required": True},
-            "user": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["keyed", "pointed"], "required": True},
+            "host": {"type": "str"},
+            "user": {"type": "str"},
+            "state": {"type": "str", "choices": ["keyed", "pointed", "seen"], "required": True},
             "program": {"type": "path"},
             "program_text": {"type": "str"},
             "comment": {"type": "str"},
             "leave_first": {"type": "bool", "default": False},
-            "target": {"type": "dict", "default": {}},
+            "target": {"type": "dict"},
             "host_key": {"type": "str", "no_log": False},
             "secrets_path": {"type": "path", "no_log": False},
             "secrets": {"type": "str", "no_log": True},
             "rig": {"type": "dict", "required": True},
         },
         required_if=[
-            ("state", "keyed", ("program", "program_text", "comment")),
-            ("state", "pointed", ("host_key", "target")),
+            ("state", "keyed", ("host", "user", "program", "program_text", "comment")),
+            ("state", "pointed", ("host", "user", "host_key", "target")),
         ],
         required_by={"secrets": "secrets_path"},
         supports_check_mode=True,
@@ -169,26 +182,27 @@ def main() -> None:
     keygen = module.get_bin_path("ssh-keygen") or "ssh-keygen"
     steps: list[Step] = []
     try:
-        before = earlier_target(end)
+        before = known_target(end, params["leave_first"])
         elsewhere = bool(before) and (before["host"], before["user"]) != (params["host"], params["user"])
         leave = elsewhere and params["leave_first"]
-        if not leave:
-            steps = plan(end, params, keygen, module.tmpdir, module.check_mode)
+        if params["state"] != "seen":
+            steps = plan(end, module, keygen, leave)
         if not module.check_mode:
             for step in steps:
                 step.act()
-        public = public_half(end, keygen)
+        look = last_known_half if leave or params["state"] == "seen" else public_half
+        public = look(end, keygen)
     except InstallError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
-        module.fail_json(
-            msg=f"{error.filename}: {error.strerror}. Run as the user whom the rig belongs to, or as root."
-        )
+        denied = error.errno in {errno.EACCES, errno.EPERM}
+        advice = " Run as the user whom the rig belongs to, or as root." if denied else ""
+        module.fail_json(msg=f"{error.filename or end.folder}: {error.strerror}.{advice}")
     module.exit_json(
         changed=bool(steps),
-        changes=[step.in_words().split("\n")[0] for step in steps],
+        changes=[step.in_words().partition("\n")[0] for step in steps],
         public=public,
-        before=before,
+        before={**before, "name": end.name} if before else {},
         leave=leave,
         diff={
             "before": "".join(f"{step.path}: {step.before}\n" for step in steps),

@@ -72,7 +72,7 @@ SORTS = {
             'rm -f "$1"/etc/machine-id; : > "$1"/etc/machine-id',
             f'for unit in {" ".join(MASKED)}; do ln -sf /dev/null "$1"/etc/systemd/system/$unit; done',
             'ln -sf /lib/systemd/system/multi-user.target "$1"/etc/systemd/system/default.target',
-            f"copy-in {INIT} /",
+            f"copy-in {shlex.quote(str(INIT))} /",
         ),
         (f'CMD ["/{INIT.name}"]', "STOPSIGNAL SIGRTMIN+3"),
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,7 @@ NAME = "ghcr.io/open-webui/open-webui"
 DIGEST, OTHER = f"sha256:{'a' * 64}", f"sha256:{'b' * 64}"
 SAYS = {"version": "0.12.4", "revisions": ["aa11", "bb22"]}
 # Keeps what it has in a JSON file beside itself: images, volumes, in use, what a pull answers.
-DOCKER = """#!{python}
+DOCKER = """\
 import json, pathlib, sys
 place = pathlib.Path(__file__).with_name("state.json")
 state = json.loads(place.read_text())
@@ -70,7 +71,10 @@ class Docker:
         self.state, self.answers = place / "bin" / "state.json", place / "etc" / "answers"
         self.state.parent.mkdir()
         command = self.state.with_name("docker")
-        command.write_text(DOCKER.replace("{python}", sys.executable))
+        program = command.with_name("docker.py")
+        program.write_text(DOCKER)
+        # Not in the first line of the program itself: that ends at a blank, and a checkout may lie in a path with one.
+        command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(program))} "$@"\n')
         command.chmod(0o755)
         self.environment = {"PATH": f"{command.parent}:{os.environ['PATH']}"}
         self.state.write_text("{}")

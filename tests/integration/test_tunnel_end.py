@@ -21,8 +21,7 @@ RunModule = Callable[..., dict[str, Any]]
 PROGRAM = "print('the program')\n"
 HOST_KEY = "ssh-ed25519 AAAAofthenode"
 SECRETS = "LLAMA_API_KEY=the-key-of-the-node\n"
-TARGET = {"host": "pod1", "address": "10.0.0.5", "ssh_port": 22, "user": "forward", "remote_port": 8000}
-TARGET |= {"local_port": 18000}
+TARGET = {"address": "10.0.0.5", "ssh_port": 22, "remote_port": 8000, "local_port": 18000}
 
 
 class Near:
@@ -40,13 +39,17 @@ class Near:
         self.common = {"name": "far", "dir": str(self.folder), "host": "pod1", "user": "forward"}
         self.common["rig"] = {"user": "", "group": ""}
 
-    def keyed(self, check: bool = False, **more: Any) -> dict[str, Any]:
+    def keyed(self, check: bool = False, environment: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
         own = {"program": str(self.program), "program_text": PROGRAM, "comment": "gpurig tunnel far of home"}
-        return self._run("tunnel_end", {**self.common, "state": "keyed", **own, **more}, check)
+        return self._run("tunnel_end", {**self.common, "state": "keyed", **own, **more}, check, environment=environment)
 
     def pointed(self, check: bool = False, **more: Any) -> dict[str, Any]:
         own = {"target": TARGET, "host_key": HOST_KEY, "secrets": SECRETS, "secrets_path": str(self.secrets)}
         return self._run("tunnel_end", {**self.common, "state": "pointed", **own, **more}, check)
+
+    def seen(self) -> dict[str, Any]:
+        names = {name: self.common[name] for name in ("name", "dir", "rig")}
+        return self._run("tunnel_end", {**names, "state": "seen"})
 
     def files(self) -> dict[str, tuple[str, int]]:
         """What every file below has, and its mode."""
@@ -70,6 +73,7 @@ def test_a_key_is_made_once_and_kept_for_ever(near: Near) -> None:
     assert derived.strip() == f"{made['public']} gpurig tunnel far of home"
     assert made["public"].startswith("ssh-ed25519 AAAA")
     assert (near.program.read_text(encoding="utf-8"), made["before"], made["leave"]) == (PROGRAM, {}, False)
+    assert near.key.read_text(encoding="utf-8").splitlines()[1] not in json.dumps(made)
     before = near.files()
     for check in (True, False):
         again = near.keyed(check)
@@ -81,15 +85,33 @@ def test_a_key_is_made_once_and_kept_for_ever(near: Near) -> None:
     assert near.folder.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_lost_public_half_is_read_from_the_private_one(near: Near) -> None:
-    public = near.keyed()["public"]
+@pytest.mark.parametrize("text", [None, "", "ssh-ed25519\n", f"ssh-ed25519 AAAA{'A' * 64} of somebody else\n"])
+def test_a_public_half_that_is_not_the_key_s_is_read_from_the_private_one(near: Near, text: str | None) -> None:
+    """An empty one would stand for every line of the node's authorized_keys."""
+    public, right = near.keyed()["public"], near.public.read_text(encoding="utf-8")
     near.public.unlink()
-    assert near.keyed()["public"] == public
+    if text is not None:
+        near.public.write_text(text, encoding="utf-8")
+    assert near.pointed()["public"] == near.seen()["public"] == public
+    mended = near.keyed()
+    assert (mended["changed"], mended["public"], near.public.read_text(encoding="utf-8")) == (True, public, right)
+
+
+def test_of_a_lost_private_half_the_public_one_is_still_known(near: Near) -> None:
+    assert near.seen()["public"] == ""
+    public = near.keyed()["public"]
+    near.pointed()
+    near.key.unlink()
+    before = near.files()
+    for seen in (near.seen(), near.keyed(leave_first=True, host="pod2")):
+        assert (seen["public"], seen["before"]["host"]) == (public, "pod1")
+    assert near.files() == before
+    near.public.write_text("ssh-ed25519\n", encoding="utf-8")
+    assert near.seen()["public"] == ""
 
 
 def test_it_says_where_the_tunnel_leads_and_tells_no_secret(near: Near) -> None:
     near.keyed()
-    private = near.key.read_text(encoding="utf-8")
     before = near.files()
     assert near.pointed(check=True)["changed"]
     assert near.files() == before
@@ -97,15 +119,16 @@ def test_it_says_where_the_tunnel_leads_and_tells_no_secret(near: Near) -> None:
     assert done["changed"]
     assert near.known_hosts.read_text(encoding="utf-8") == f"pod1 {HOST_KEY}\n"
     assert near.secrets.read_text(encoding="utf-8") == SECRETS
-    target = json.loads(near.target.read_text(encoding="utf-8"))
-    own = {"identity": str(near.key), "known_hosts": str(near.known_hosts)}
-    assert target == {**{name: str(value) for name, value in TARGET.items()}, **own}
+    # As earlier releases wrote it: an installation that has it does not change.
+    assert near.target.read_text(encoding="utf-8") == (
+        f'{{\n    "address": "10.0.0.5",\n    "host": "pod1",\n    "identity": "{near.key}",\n'
+        f'    "known_hosts": "{near.known_hosts}",\n    "local_port": "18000",\n    "remote_port": "8000",\n'
+        '    "ssh_port": "22",\n    "user": "forward"\n}\n'
+    )
     assert {path.stat().st_mode & 0o777 for path in (near.known_hosts, near.secrets, near.target)} == {0o600}
     for result in (done, near.pointed(secrets=SECRETS.replace("the", "another"))):
         assert result["changed"]
-        said = json.dumps(result)
-        assert "key-of-the-node" not in said
-        assert private.splitlines()[1] not in said
+        assert "key-of-the-node" not in json.dumps(result)
     assert near.pointed()["changed"]
     for check in (True, False):
         assert not near.pointed(check)["changed"]
@@ -123,48 +146,64 @@ def test_without_the_engine_s_key_that_file_is_left_alone(near: Near) -> None:
     assert near.secrets.read_text(encoding="utf-8") == "LLAMA_API_KEY=kept\n"
 
 
-def test_another_node_is_left_before_anything_changes(near: Near) -> None:
+def test_another_node_is_left_before_the_key_goes(near: Near) -> None:
     public = near.keyed()["public"]
     near.pointed()
-    near.program.unlink()
     before = near.files()
     for other in ({"host": "pod2"}, {"user": "somebody"}):
         asked = near.keyed(leave_first=True, **other)
         assert (asked["leave"], asked["changed"], asked["public"]) == (True, False, public)
-        assert (asked["before"]["host"], asked["before"]["user"]) == ("pod1", "forward")
+        assert asked["before"] == {"name": "far", "host": "pod1", "user": "forward"}
         assert near.files() == before
     assert not near.keyed(leave_first=True)["leave"]
     silent = near.keyed(host="pod2")
-    assert (silent["leave"], silent["public"]) == (False, public), "a node that cannot be told keeps its key's tunnel"
+    assert (silent["leave"], silent["changed"], silent["public"]) == (False, False, public), "it cannot be told"
+    assert near.files() == before
+    near.program.unlink()
+    near.program.mkdir()
+    (near.program / "kept").write_text("", encoding="utf-8")
+    near.folder.chmod(0o755)
+    asked = near.keyed(leave_first=True, host="pod2")
+    assert (asked["leave"], asked["changed"], near.folder.stat().st_mode & 0o777) == (True, True, 0o700)
+
+
+def test_what_cannot_be_done_is_said_before_a_node_is_left(near: Near) -> None:
+    near.keyed()
+    near.pointed()
+    moved = near.folder.with_name("aside")
+    near.folder.rename(moved)
+    near.folder.symlink_to(moved)
+    assert near.keyed(leave_first=True, host="pod2")["leave"], "a link is somebody's own choice of place"
+    envs = near.program.parent
+    envs.rename(envs.with_name("gone"))
+    failed = near.keyed(leave_first=True, host="pod2")
+    assert failed["failed"]
+    assert str(envs) in failed["msg"]
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])
 def test_a_damaged_record_is_named(near: Near, text: str) -> None:
     near.keyed()
     near.target.write_text(text, encoding="utf-8")
-    failed = near.keyed()
+    failed = near.keyed(leave_first=True)
     assert failed["failed"]
     assert f"{near.target}: does not say where the tunnel has led" in failed["msg"]
+    for other in (near.keyed(), near.seen()):
+        assert other["before"] == {}
 
 
-def test_a_damaged_key_is_named(near: Near) -> None:
+@pytest.mark.parametrize("text", ["nothing\n", ""])
+def test_a_damaged_key_is_named(near: Near, text: str) -> None:
     near.keyed()
-    near.public.unlink()
-    near.key.write_text("nothing\n", encoding="utf-8")
-    failed = near.keyed()
-    assert failed["failed"]
-    assert f"{near.key}: ssh-keygen says" in failed["msg"]
-    assert near.key.read_text(encoding="utf-8") == "nothing\n"
+    near.key.write_text(text, encoding="utf-8")
+    for failed in (near.keyed(), near.pointed()):
+        assert failed["failed"]
+        assert f"{near.key}: ssh-keygen says" in failed["msg"]
+    assert near.key.read_text(encoding="utf-8") == text
 
 
-def test_a_missing_ssh_keygen_is_named_and_leaves_no_half_key(near: Near, run_module: RunModule) -> None:
-    failed = run_module(
-        "tunnel_end",
-        {**near.common, "state": "keyed", "program": str(near.program), "program_text": PROGRAM, "comment": "x"},
-        environment={"PATH": str(near.place)},
-    )
-    if shutil.which("ssh-keygen", path="/sbin:/usr/sbin:/usr/local/sbin"):
-        pytest.skip("Ansible looks there, too")
+def test_a_missing_ssh_keygen_is_named_and_leaves_no_half_key(near: Near) -> None:
+    failed = near.keyed(environment={"PATH": str(near.place)})
     assert failed["failed"]
     assert "ssh-keygen did not run" in failed["msg"]
     assert not near.key.exists()
@@ -172,26 +211,38 @@ def test_a_missing_ssh_keygen_is_named_and_leaves_no_half_key(near: Near, run_mo
 
 
 def test_nobody_else_s_file_is_followed(near: Near) -> None:
-    """The folder is the service's user's: a link in it leads wherever that user likes."""
+    """The folder is the service's user's: what is in it leads wherever that user likes."""
     near.keyed()
     near.pointed()
-    other = near.place / "other"
-    other.write_text("root:secret\n", encoding="utf-8")
+    other, keys = near.place / "other", near.place / "keys"
+    other.write_text(json.dumps({"host": "a", "user": "b", "password": "secret"}), encoding="utf-8")
     other.chmod(0o600)
-    for link in (near.key, near.public):
-        kept = link.with_suffix(".aside")
-        link.rename(kept)
-        link.symlink_to(other)
-        failed = near.keyed()
-        assert failed["failed"], link
-        assert "secret" not in json.dumps(failed)
-        link.unlink()
-        kept.rename(link)
-    near.known_hosts.unlink()
-    near.known_hosts.symlink_to(other)
-    assert near.pointed()["changed"]
-    assert not near.known_hosts.is_symlink()
-    assert (other.read_text(encoding="utf-8"), other.stat().st_mode & 0o777) == ("root:secret\n", 0o600)
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", keys], check=True)
+    strange = (keys.with_suffix(".pub").read_text(encoding="utf-8").split()[1], "secret")
+    for name, there in ((near.key, keys), (near.public, keys.with_suffix(".pub")), (near.target, other)):
+        kept = name.with_name("aside")
+        name.rename(kept)
+        for put in (name.symlink_to, name.hardlink_to):
+            put(there)
+            results = [near.keyed(leave_first=True, host="pod2"), near.keyed(), near.seen()]
+            results += [near.pointed()] if name == near.key else []
+            for said in map(json.dumps, results):
+                assert not [text for text in strange if text in said], name
+            assert any(result.get("failed") for result in results), name
+            name.unlink()
+        kept.rename(name)
+    os.mkfifo(near.place / "pipe")
+    for name in (near.known_hosts, near.target):
+        name.unlink()
+        name.symlink_to(other)
+        assert near.pointed()["changed"]
+        assert not name.is_symlink()
+        name.unlink()
+        (near.place / "pipe").rename(name)
+        assert near.pointed()["changed"]
+        os.mkfifo(near.place / "pipe")
+    assert other.stat().st_mode & 0o777 == 0o600
+    assert "secret" in other.read_text(encoding="utf-8")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")

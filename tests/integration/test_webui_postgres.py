@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -64,7 +65,7 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def with_driver(environment: Path, driver: Path) -> Path:
     (environment / "bin").mkdir()
-    (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {driver} "$@"\n')
+    (environment / "bin" / "python").write_text(f'#!/bin/sh\nexec {shlex.quote(str(driver))} "$@"\n')
     (environment / "bin" / "python").chmod(0o755)
     return environment
 
