@@ -66,8 +66,10 @@ def _right(seen: os.stat_result, mode: int, owner: Owner) -> bool:
     )
 
 
-def read_own(path: str) -> str | None:
+def read_own(path: str, uid: int = -1) -> str | None:
     """Return the text of the file at `path` itself; None when nothing is there. Raises InstallError.
+
+    `uid`: who must own it; -1 takes it from anybody.
 
     Where a service's user may write, root finds what that user put there: links, other names of somebody else's file,
     pipes that never end.
@@ -84,7 +86,10 @@ def read_own(path: str) -> str | None:
     if not stat.S_ISREG(seen.st_mode) or seen.st_nlink > 1:
         os.close(held)
         raise InstallError(f"{path}: must be a file with no other name. Move it away, then run again.")
-    with os.fdopen(held, encoding="utf-8", errors="replace") as file:
+    if uid not in {-1, seen.st_uid}:
+        os.close(held)
+        raise InstallError(f"{path}: belongs to somebody else. Move it away, then run again.")
+    with os.fdopen(held, encoding="utf-8", errors="replace", newline="") as file:
         return file.read()
 
 
@@ -145,7 +150,7 @@ def plan_file(path: str, text: str, mode: int, owner: Owner, show: bool = False)
     wanted = _describe("file", mode, owner)
     if seen is None:
         return [Step(path, "missing", f"{wanted}\n{text}" if show else wanted, write)]
-    had = read_own(path) if stat.S_ISREG(seen.st_mode) and seen.st_nlink == 1 else None
+    had = read_own(path) if stat.S_ISREG(seen.st_mode) and seen.st_nlink <= 1 else None
     if had != text:
         before = f"{wanted}\n{had or ''}" if show else "other content"
         return [Step(path, before, f"{wanted}\n{text}" if show else wanted, write)]

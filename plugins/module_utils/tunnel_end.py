@@ -76,37 +76,50 @@ def blob(public: str) -> str:
     return found[0] if found else ""
 
 
-def public_half(end: End, keygen: str) -> str:
-    """Return the blob of the key, read from its private half; empty when there is none. Raises InstallError."""
+def public_half(end: End, keygen: str, scratch: Callable[[], str]) -> str:
+    """Return the blob of the key, read from its private half; empty when there is none. Raises InstallError.
+
+    `scratch` returns a folder that nobody else enters.
+    """
     text = read_own(end.key)
     if text is None:
         return ""
-    # A file of our own in memory: ssh-keygen refuses a key that others may read, which a run is there to mend.
-    held = os.memfd_create("key")
-    try:
-        os.fchmod(held, PRIVATE_MODE)
-        os.write(held, text.encode())
-        found = blob(_run(end.key, [keygen, "-y", "-P", "", "-f", f"/proc/self/fd/{held}"], held))
-    finally:
-        os.close(held)
+    # In a copy: ssh-keygen refuses a key that others may read, which a run is there to mend.
+    with tempfile.NamedTemporaryFile("w", dir=scratch(), encoding="utf-8") as copy:
+        copy.write(text)
+        copy.flush()
+        found = blob(_run(end.key, [keygen, "-y", "-P", "", "-f", copy.name]))
     if not found:
         raise InstallError(f"{end.key}: is no key for ssh. Move it away, then run again.")
     return found
 
 
-def last_known_half(end: End, keygen: str) -> str:
-    """Return the blob of the key, of its public half where the private one is gone; empty when both are."""
+def last_known_half(end: End, keygen: str, scratch: Callable[[], str]) -> tuple[str, str]:
+    """Return (blob, why it is not known): the key's, or that of the public half that we wrote where the private one
+    cannot be read. Both are empty when there is no key at all.
+
+    A public half that the service's user wrote is not believed: it would have root take somebody else's line out of a
+    node's authorized_keys.
+    """
+    why = ""
     try:
-        if found := public_half(end, keygen):
-            return found
-        return blob(read_own(f"{end.key}.pub") or "")
-    except InstallError:
-        return ""
+        if found := public_half(end, keygen, scratch):
+            return found, ""
+    except InstallError as error:
+        why = str(error)
+    try:
+        text = read_own(f"{end.key}.pub", os.geteuid())
+    except InstallError as error:
+        return "", why or str(error)
+    found = blob(text or "")
+    if found or (text is None and not why):
+        return found, ""
+    return "", why or f"{end.key}.pub: is no public key."
 
 
-def _run(path: str, argv: list[str], *held: int) -> str:
+def _run(path: str, argv: list[str]) -> str:
     try:
-        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=KEYGEN_S, pass_fds=held)
+        done = subprocess.run(argv, check=True, capture_output=True, text=True, timeout=KEYGEN_S)
     except subprocess.CalledProcessError as error:
         raise InstallError(f"{path}: ssh-keygen says: {error.stderr.strip()}. Move it away, then run again.") from error
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -126,15 +139,17 @@ def make_key(end: End, owner: Owner, comment: str, keygen: str, scratch: str) ->
 def plan_key(end: End, owner: Owner, comment: str, keygen: str, scratch: Callable[[], str]) -> list[Step]:
     """Return the changes that make the key and give it to who runs the tunnel; one that is there is kept for ever.
 
-    `scratch` returns the folder to make it in. Raises InstallError.
+    `scratch` returns a folder that nobody else enters. Without `keygen` the public half is left alone. Raises
+    InstallError.
     """
     if lstat(end.key) is None:
         make = Step(end.key, "missing", "a new ed25519 key", lambda: make_key(end, owner, comment, keygen, scratch()))
         return [make]
-    public, path = public_half(end, keygen), f"{end.key}.pub"
-    steps = plan_mark(end.key, PRIVATE_MODE, owner)
-    if lstat(path) is None or blob(read_own(path) or "") != public:
-        steps += plan_file(path, f"{public} {comment}\n", READABLE_MODE, Owner())
+    steps, path = plan_mark(end.key, PRIVATE_MODE, owner), f"{end.key}.pub"
+    if keygen:
+        public, seen = public_half(end, keygen, scratch), lstat(path)
+        if seen is None or seen.st_uid != os.geteuid() or blob(read_own(path) or "") != public:
+            steps += plan_file(path, f"{public} {comment}\n", READABLE_MODE, Owner(os.geteuid()))
     return steps
 
 

@@ -243,6 +243,8 @@ problems:
   elements: str
 """
 
+import contextlib
+import json
 import re
 from importlib.util import find_spec
 from pathlib import Path
@@ -250,6 +252,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.gpurig.llm.plugins.module_utils.host import read_evidence
 from ansible_collections.gpurig.llm.plugins.module_utils.kinds import AUTO, KINDS, OVERRIDABLE, KindError, decide
+from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import InstallError, read_own
 from ansible_collections.gpurig.llm.plugins.module_utils.small_files import read_json
 
 
@@ -278,7 +281,12 @@ def services_on_record(services: str) -> dict[str, str]:
 
 def tunnels_on_record(tunnels: Path) -> list[str]:
     """Return the names of the tunnels that the role tunnel has files of."""
-    return [path.stem for path in sorted(tunnels.glob("*.json")) if "identity" in (read_json(str(path)) or {})]
+    found = []
+    for path in sorted(tunnels.glob("*.json")):
+        with contextlib.suppress(InstallError, OSError, ValueError):
+            record = json.loads(read_own(str(path)) or "{}")
+            found += [path.stem] if isinstance(record, dict) and "identity" in record else []
+    return found
 
 
 def nvidia_driver_version(fs_root: str) -> str:

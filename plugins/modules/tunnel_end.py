@@ -98,8 +98,8 @@ changes:
   type: list
   elements: str
 public:
-  description: Type and key of the public half, without comment; empty when there is no key.
-  returned: success
+  description: Type and key of the public half, without comment; empty when there is no key, or none that can be read.
+  returned: unless O(state=pointed)
   type: str
   sample: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI
 before:
@@ -129,14 +129,29 @@ from ansible_collections.gpurig.llm.plugins.module_utils.tunnel_end import (
 )
 
 
-def known_target(end: End, needed: bool) -> dict[str, str]:
-    """Return where the tunnel has led. Raises InstallError when that cannot be read and is `needed`."""
+def known_target(end: End, module: AnsibleModule) -> dict[str, str]:
+    """Return where the tunnel has led. Raises InstallError when that cannot be read and a node is to be left for it."""
     try:
         return earlier_target(end)
-    except InstallError:
-        if needed:
+    except InstallError as error:
+        if module.params["leave_first"]:
             raise
+        if module.params["state"] == "seen":
+            module.warn(str(error))
         return {}
+
+
+def known_key(end: End, module: AnsibleModule, keygen: str, needed: bool) -> str:
+    """Return the public half of the key; where it is not `needed`, that is warned of and not raised."""
+    if needed:
+        return public_half(end, keygen, lambda: module.tmpdir)
+    found, why = last_known_half(end, keygen, lambda: module.tmpdir)
+    if why:
+        module.warn(
+            f"{why} So it is not known which key the tunnel {end.name} has had, and the node may go on accepting it: "
+            f"look in its authorized_keys for a line with 'gpurig tunnel {end.name}'."
+        )
+    return found
 
 
 def plan(end: End, module: AnsibleModule, keygen: str, leave: bool) -> list[Step]:
@@ -179,10 +194,12 @@ def main() -> None:
     )
     params = module.params
     end = End(params["dir"], params["name"])
-    keygen = module.get_bin_path("ssh-keygen") or "ssh-keygen"
+    # In check mode the package that brings it may be missing still.
+    keygen = module.get_bin_path("ssh-keygen") or ("" if module.check_mode else "ssh-keygen")
     steps: list[Step] = []
+    result: dict[str, str] = {}
     try:
-        before = known_target(end, params["leave_first"])
+        before = known_target(end, module)
         elsewhere = bool(before) and (before["host"], before["user"]) != (params["host"], params["user"])
         leave = elsewhere and params["leave_first"]
         if params["state"] != "seen":
@@ -190,8 +207,9 @@ def main() -> None:
         if not module.check_mode:
             for step in steps:
                 step.act()
-        look = last_known_half if leave or params["state"] == "seen" else public_half
-        public = look(end, keygen)
+        if params["state"] != "pointed":
+            certain = params["state"] == "keyed" and not leave and not module.check_mode
+            result["public"] = known_key(end, module, keygen, certain)
     except InstallError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
@@ -201,7 +219,7 @@ def main() -> None:
     module.exit_json(
         changed=bool(steps),
         changes=[step.in_words().partition("\n")[0] for step in steps],
-        public=public,
+        **result,
         before={**before, "name": end.name} if before else {},
         leave=leave,
         diff={

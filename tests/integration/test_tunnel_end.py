@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -43,13 +45,21 @@ class Near:
         own = {"program": str(self.program), "program_text": PROGRAM, "comment": "gpurig tunnel far of home"}
         return self._run("tunnel_end", {**self.common, "state": "keyed", **own, **more}, check, environment=environment)
 
-    def pointed(self, check: bool = False, **more: Any) -> dict[str, Any]:
+    def pointed(self, check: bool = False, environment: dict[str, str] | None = None, **more: Any) -> dict[str, Any]:
         own = {"target": TARGET, "host_key": HOST_KEY, "secrets": SECRETS, "secrets_path": str(self.secrets)}
-        return self._run("tunnel_end", {**self.common, "state": "pointed", **own, **more}, check)
+        arguments = {**self.common, "state": "pointed", **own, **more}
+        return self._run("tunnel_end", arguments, check, environment=environment)
 
-    def seen(self) -> dict[str, Any]:
+    def seen(self, environment: dict[str, str] | None = None) -> dict[str, Any]:
         names = {name: self.common[name] for name in ("name", "dir", "rig")}
-        return self._run("tunnel_end", {**names, "state": "seen"})
+        return self._run("tunnel_end", {**names, "state": "seen"}, environment=environment)
+
+    def without_keygen(self) -> dict[str, str]:
+        """An environment in which ssh-keygen is of no use, wherever else Ansible looks for one."""
+        (self.place / "bin").mkdir()
+        (self.place / "bin" / "ssh-keygen").write_text("#!/bin/sh\necho broken >&2\nexit 1\n", encoding="utf-8")
+        (self.place / "bin" / "ssh-keygen").chmod(0o755)
+        return {"PATH": f"{self.place}/bin:{os.environ['PATH']}"}
 
     def files(self) -> dict[str, tuple[str, int]]:
         """What every file below has, and its mode."""
@@ -92,22 +102,42 @@ def test_a_public_half_that_is_not_the_key_s_is_read_from_the_private_one(near: 
     near.public.unlink()
     if text is not None:
         near.public.write_text(text, encoding="utf-8")
-    assert near.pointed()["public"] == near.seen()["public"] == public
+    assert near.seen()["public"] == public
     mended = near.keyed()
     assert (mended["changed"], mended["public"], near.public.read_text(encoding="utf-8")) == (True, public, right)
 
 
 def test_of_a_lost_private_half_the_public_one_is_still_known(near: Near) -> None:
-    assert near.seen()["public"] == ""
+    assert (near.seen()["public"], near.seen().get("warnings")) == ("", None)
     public = near.keyed()["public"]
     near.pointed()
+    kept = near.key.read_text(encoding="utf-8")
+    for text in (None, "damaged\n", kept):
+        near.key.unlink(missing_ok=True)
+        if text is not None:
+            near.key.write_text(text, encoding="utf-8")
+        before, environment = near.files(), near.without_keygen() if text == kept else None
+        for seen in (near.seen(environment), near.keyed(leave_first=True, host="pod2", environment=environment)):
+            assert (seen["public"], seen["before"]["host"]) == (public, "pod1"), text
+        assert near.files().items() >= before.items()
     near.key.unlink()
-    before = near.files()
-    for seen in (near.seen(), near.keyed(leave_first=True, host="pod2")):
-        assert (seen["public"], seen["before"]["host"]) == (public, "pod1")
-    assert near.files() == before
     near.public.write_text("ssh-ed25519\n", encoding="utf-8")
-    assert near.seen()["public"] == ""
+    lost = near.seen()
+    assert lost["public"] == ""
+    assert "look in its authorized_keys for a line with 'gpurig tunnel far'" in str(lost["warnings"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
+def test_who_runs_the_tunnel_names_no_line_that_is_not_its_own(near: Near) -> None:
+    """Root would take that line out of the authorized_keys of a node that this user names, too."""
+    near.keyed()
+    near.pointed()
+    near.key.unlink()
+    near.public.write_text(f"ssh-ed25519 AAAA{'A' * 64} the administrator\n", encoding="utf-8")
+    os.chown(near.public, pwd.getpwnam("nobody").pw_uid, -1)
+    for seen in (near.seen(), near.keyed(leave_first=True, host="pod2")):
+        assert seen["public"] == ""
+        assert "belongs to somebody else" in str(seen["warnings"])
 
 
 def test_it_says_where_the_tunnel_leads_and_tells_no_secret(near: Near) -> None:
@@ -196,18 +226,29 @@ def test_a_damaged_record_is_named(near: Near, text: str) -> None:
 def test_a_damaged_key_is_named(near: Near, text: str) -> None:
     near.keyed()
     near.key.write_text(text, encoding="utf-8")
-    for failed in (near.keyed(), near.pointed()):
-        assert failed["failed"]
-        assert f"{near.key}: ssh-keygen says" in failed["msg"]
+    failed = near.keyed()
+    assert failed["failed"]
+    assert f"{near.key}: ssh-keygen says" in failed["msg"]
     assert near.key.read_text(encoding="utf-8") == text
 
 
-def test_a_missing_ssh_keygen_is_named_and_leaves_no_half_key(near: Near) -> None:
-    failed = near.keyed(environment={"PATH": str(near.place)})
+def test_a_useless_ssh_keygen_is_named_and_leaves_no_half_key(near: Near) -> None:
+    environment = near.without_keygen()
+    failed = near.keyed(environment=environment)
     assert failed["failed"]
-    assert "ssh-keygen did not run" in failed["msg"]
+    assert "ssh-keygen says: broken" in failed["msg"]
     assert not near.key.exists()
     assert not near.public.exists()
+    public = near.keyed()["public"]
+    assert not near.pointed(environment=environment).get("failed"), "needs none"
+    assert near.seen(environment)["public"] == public
+
+
+def test_a_line_end_is_a_part_of_the_secret(near: Near) -> None:
+    near.keyed()
+    for check, changed in ((False, True), (True, False), (False, False)):
+        assert near.pointed(check, secrets="LLAMA_API_KEY=windows\r\n")["changed"] is changed
+    assert near.secrets.read_bytes() == b"LLAMA_API_KEY=windows\r\n"
 
 
 def test_nobody_else_s_file_is_followed(near: Near) -> None:
@@ -225,7 +266,6 @@ def test_nobody_else_s_file_is_followed(near: Near) -> None:
         for put in (name.symlink_to, name.hardlink_to):
             put(there)
             results = [near.keyed(leave_first=True, host="pod2"), near.keyed(), near.seen()]
-            results += [near.pointed()] if name == near.key else []
             for said in map(json.dumps, results):
                 assert not [text for text in strange if text in said], name
             assert any(result.get("failed") for result in results), name
@@ -247,7 +287,7 @@ def test_nobody_else_s_file_is_followed(near: Near) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 def test_who_runs_the_tunnel_has_its_files_and_root_the_rest(near: Near) -> None:
-    near.common["rig"] = {"user": "nobody", "group": "nogroup"}
+    near.common["rig"] = {"user": "nobody", "group": grp.getgrgid(pwd.getpwnam("nobody").pw_gid).gr_name}
     near.keyed()
     near.pointed()
     theirs = {path.name for path in near.place.rglob("*") if path.owner() == "nobody"}
