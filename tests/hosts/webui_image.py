@@ -5,7 +5,8 @@
 
     python tests/hosts/webui_image.py    prints the folder, made once and kept by the hash of what it is made from
 
-The folder has registry/, which docker-registry serves, and digests.json: release to digest. Each image is a Debian with
+The folder has registry/, which docker-registry serves, and digests.json: release to digest. With GPURIG_MOLECULE_FULL
+set there is an earlier release, too, which takes as long again. Each image is a Debian with
 a Python, the packages of the repository's own lock, and Open WebUI from its wheel at /app/backend, with the frontend
 at /app/build, package.json and a start script that reads the variables that the maker's reads.
 """
@@ -26,7 +27,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ansible_collections.gpurig.llm.scripts import bump
-from ansible_collections.gpurig.llm.scripts.test_levels import CACHE, ROOT
+from ansible_collections.gpurig.llm.scripts.test_levels import CACHE, FULL, ROOT
 from ansible_collections.gpurig.llm.tests.hosts.images import HostError, alone, make_image, podman, python_archive
 
 LOCK = ROOT / "roles/open_webui/files/webui.lock"
@@ -156,8 +157,8 @@ def put_python(target: Path) -> Path:
     return target / "bin/python3.12"
 
 
-def images(place: Path) -> dict[str, str]:
-    """Build both releases; return release to the image's name in podman's store."""
+def images(place: Path, with_earlier: bool) -> dict[str, str]:
+    """Build the locked release and perhaps the earlier one; return release to the image's name in podman's store."""
     made = {}
     base, packages = place / "base", place / "base/usr/local/lib/python3.12/site-packages"
     (base / "usr/local").mkdir(parents=True)
@@ -168,12 +169,13 @@ def images(place: Path) -> dict[str, str]:
     app = place / "new/app"
     made[lay_out(packages, app)] = app.parent
     build(base, make_image("pod", "trixie"), "localhost/gpurig-webui-base", "COPY usr /usr\n")
-    earlier = place / "earlier"
-    earlier.mkdir()
-    install(earlier_packages(place), earlier / "packages", interpreter)
-    made[lay_out(earlier / "packages", earlier / "app")] = earlier
-    # Before those of the lock.
-    (earlier / "packages").rename(earlier / "app/packages")
+    if with_earlier:
+        earlier = place / "earlier"
+        earlier.mkdir()
+        install(earlier_packages(place), earlier / "packages", interpreter)
+        made[lay_out(earlier / "packages", earlier / "app")] = earlier
+        # Before those of the lock.
+        (earlier / "packages").rename(earlier / "app/packages")
     names = {}
     for release, folder in made.items():
         names[release] = f"localhost/gpurig-webui:{release}"
@@ -222,26 +224,28 @@ def push(names: dict[str, str], part: Path) -> dict[str, str]:
     return digests
 
 
-def folder() -> Path:
+def folder(with_earlier: bool) -> Path:
     """The folder with registry/ and digests.json, made when it is not there. Raises HostError."""
     made_from = Path(__file__).read_bytes() + LOCK.read_bytes()
     made_from += Path(__file__).with_name("images.py").read_bytes() + Path(bump.__file__).read_bytes()
-    done = CACHE / f"images/webui-{hashlib.sha256(made_from).hexdigest()[:16]}"
+    one = CACHE / f"images/webui-{hashlib.sha256(made_from).hexdigest()[:16]}"
+    both = one.with_name(f"{one.name}-both")
     with alone("webui"):
+        done = both if with_earlier or both.is_dir() else one
         if not done.is_dir():
-            make_folder(done)
+            make_folder(done, with_earlier)
     return done
 
 
-def make_folder(done: Path) -> None:
+def make_folder(done: Path, with_earlier: bool) -> None:
     """Make it, in place of those of earlier recipes. Raises HostError."""
     for old in done.parent.glob("webui-*"):
-        if re.fullmatch(r"webui-[0-9a-f]{16}(\.part)?", old.name):
+        if re.fullmatch(r"webui-[0-9a-f]{16}(-both)?(\.part)?", old.name):
             shutil.rmtree(old)
     part = done.with_name(f"{done.name}.part")
     part.mkdir(parents=True)
     with tempfile.TemporaryDirectory(dir=done.parent) as place:
-        names = images(Path(place))
+        names = images(Path(place), with_earlier)
     digests = push(names, part)
     (part / "digests.json").write_text(json.dumps(digests), encoding="ascii")
     podman("rmi", "--force", *names.values(), "localhost/gpurig-webui-base")
@@ -251,7 +255,7 @@ def make_folder(done: Path) -> None:
 def main() -> int:
     """Print where the folder is."""
     try:
-        print(folder())
+        print(folder(bool(os.environ.get(FULL))))
     except HostError as error:
         print(error, file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ansible_collections.gpurig.llm.tests.hosts import webui_image
+from ansible_collections.gpurig.llm.tests.hosts import images, webui_image
 from ansible_collections.gpurig.llm.tests.hosts.images import HostError
 
 # Fetches as uv 0.9 does: into a folder of its version, with a link of the minor version beside it.
@@ -45,3 +45,21 @@ def test_without_either_it_is_said_what_is_missing(uv: Path, tmp_path: Path) -> 
     uv.write_text("#!/bin/sh\necho no network >&2; exit 1\n")
     with pytest.raises(HostError, match=r"none in pyenv .* uv could not fetch one: .*no network"):
         webui_image.put_python(tmp_path)
+
+
+def test_one_release_is_made_where_two_are_not_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+
+    def make(done: Path, with_earlier: bool) -> None:
+        assert with_earlier == done.name.endswith("-both")
+        made.append(done.name)
+        done.mkdir()
+
+    monkeypatch.setattr(webui_image, "CACHE", tmp_path)
+    monkeypatch.setattr(images, "CACHE", tmp_path)
+    monkeypatch.setattr(webui_image, "make_folder", make)
+    one = webui_image.folder(with_earlier=False)
+    assert webui_image.folder(with_earlier=False) == one
+    both = webui_image.folder(with_earlier=True)
+    assert made == [one.name, both.name]
+    assert webui_image.folder(with_earlier=False) == both, "what is there is enough for either"
