@@ -187,7 +187,7 @@ def test_an_upgrade_keeps_people_and_chats_and_has_a_copy(rig: Rig) -> None:
 
 def test_the_second_run_changes_nothing_and_tells_no_secret(rig: Rig) -> None:
     before = rig.pid()
-    result = rig.run("-vvv", "--diff")
+    result = rig.run_page("-vvv", "--diff")  # of the engines it is in test_sandbox, of both in molecule/page
     assert (result.rc, result.changed, rig.pid()) == (0, 0, before), result.changed_tasks
     secrets = rig.secrets()
     assert len(secrets) >= 4, list(secrets)
@@ -532,8 +532,10 @@ def test_in_memory_alone_and_without_sign_in(rig: Rig) -> None:
         assert rig.box.tool("stop", "open-webui").returncode == 0
         shutil.rmtree(memory)
         assert rig.box.tool("start", "open-webui").returncode == 0
-        result = rig.run_page(page=page)
-        assert (result.rc, result.changed_tasks) == (0, ["Set what the inventory decides"]), result.text[-6000:]
+        if FULL:
+            result = rig.run_page(page=page)
+            assert (result.rc, result.changed_tasks) == (0, ["Set what the inventory decides"]), result.text[-6000:]
+        ready(rig)
         assert enter(rig.url, "", str(rig.secrets_file)).call("GET", "/api/v1/chats/?page=1") == []
     finally:
         rig.box.tool("stop", "open-webui")

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, Result, Sandbox, free_port, system_python
+from ansible_collections.gpurig.llm.tests.e2e.sandbox import CHECKOUT, FULL, Result, Sandbox, free_port, system_python
 
 PROGRAM = CHECKOUT / "roles" / "tunnel" / "files" / "tunnel.py"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -207,6 +207,7 @@ def test_cut_and_restored(near: Near) -> None:
     assert restored_s < 12
 
 
+@pytest.mark.skipif(not FULL, reason="as long a wait as in molecule/page, where a network falls silent")
 def test_a_silent_node_is_noticed(near: Near) -> None:
     """A cut line sends no goodbye: here sshd's processes are stopped, not ended."""
     with server("first") as port:

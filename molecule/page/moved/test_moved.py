@@ -1,7 +1,9 @@
 # Copyright: gpurig.llm maintainers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""After what takes both ends away: a boot, and another pod in the place of the one that was there."""
+"""After a kill of the page and what takes both ends away: a boot, and another pod in the place of the one that was
+there.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 from ansible_collections.gpurig.llm.molecule.page.chain import (
     HOME,
+    PAGE_UNIT,
     PLACE,
     POD,
     PORT,
@@ -38,6 +41,17 @@ MOVED_PORT = 40023
 @pytest.fixture(scope="module")
 def chain() -> Iterator[Chain]:
     yield from both_ends()
+
+
+def test_a_killed_page_comes_back(chain: Chain) -> None:
+    page, before = chain.page(), chain.pids()
+    chain.home.host.check_output("kill -9 %s", before[0])
+    took_s = seconds_to_an_answer(page, time.monotonic(), 120)
+    print(f"\nkill -9 of the page: a chat was answered {took_s:.1f} s later")
+    after = chain.pids()
+    assert after[0] not in {before[0], "0"}
+    assert after[1] == before[1]
+    assert chain.home.host.check_output("systemctl show %s --property=NRestarts --value", PAGE_UNIT) == "1"
 
 
 def test_a_boot_of_both_brings_everything_back(chain: Chain) -> None:

@@ -126,17 +126,6 @@ def test_a_chat_in_the_browser_at_home(chain: Chain) -> None:
 # --- what it survives: from here on the tests act, in this order -------------------------------------------------
 
 
-def test_a_killed_page_comes_back(chain: Chain) -> None:
-    page, before = chain.page(), chain.pids()
-    chain.home.host.check_output("kill -9 %s", before[0])
-    took_s = seconds_to_an_answer(page, time.monotonic(), 120)
-    print(f"\nkill -9 of the page: a chat was answered {took_s:.1f} s later")
-    after = chain.pids()
-    assert after[0] not in {before[0], "0"}
-    assert after[1] == before[1]
-    assert chain.home.host.check_output("systemctl show %s --property=NRestarts --value", PAGE_UNIT) == "1"
-
-
 def test_the_pods_ssh_server_goes_and_comes_back(chain: Chain) -> None:
     page, before = chain.page(), chain.pids()
     kill_sshd(chain.pod.host)
