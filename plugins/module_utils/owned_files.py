@@ -12,9 +12,10 @@ import os
 import pwd
 import shutil
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .small_files import write_text
 
@@ -34,6 +35,18 @@ class Step:
 
     def in_words(self) -> str:
         return f"{self.path}: {self.before} -> {self.after}"
+
+
+def result(steps: Sequence[Step]) -> dict[str, Any]:
+    """Return a module's result of the changes: changed, changes in words, diff."""
+    return {
+        "changed": bool(steps),
+        "changes": [step.in_words().partition("\n")[0] for step in steps],
+        "diff": {
+            "before": "".join(f"{step.path}: {step.before}\n" for step in steps),
+            "after": "".join(f"{step.path}: {step.after}\n" for step in steps),
+        },
+    }
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import (
     owners,
     plan_directory,
     plan_file,
+    result,
 )
 from ansible_collections.gpurig.llm.plugins.module_utils.service_spec import SpecError, render_supervisord_conf
 
@@ -312,15 +313,7 @@ def main() -> None:
         module.fail_json(
             msg=f"{error.filename}: {error.strerror}. Run as the user whom the rig belongs to, or as root."
         )
-    module.exit_json(
-        changed=bool(steps),
-        changes=[step.in_words().split("\n")[0] for step in steps],
-        tool_dir=home,
-        diff={
-            "before": "".join(f"{step.path}: {step.before}\n" for step in steps),
-            "after": "".join(f"{step.path}: {step.after}\n" for step in steps),
-        },
-    )
+    module.exit_json(tool_dir=home, **result(steps))
 
 
 if __name__ == "__main__":

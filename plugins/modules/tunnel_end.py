@@ -117,7 +117,7 @@ leave:
 import errno
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import InstallError, Step, owners
+from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import InstallError, Step, owners, result
 from ansible_collections.gpurig.llm.plugins.module_utils.tunnel_end import (
     End,
     earlier_target,
@@ -197,7 +197,7 @@ def main() -> None:
     # In check mode the package that brings it may be missing still.
     keygen = module.get_bin_path("ssh-keygen") or ("" if module.check_mode else "ssh-keygen")
     steps: list[Step] = []
-    result: dict[str, str] = {}
+    known: dict[str, str] = {}
     try:
         before = known_target(end, module)
         elsewhere = bool(before) and (before["host"], before["user"]) != (params["host"], params["user"])
@@ -209,24 +209,14 @@ def main() -> None:
                 step.act()
         if params["state"] != "pointed":
             certain = params["state"] == "keyed" and not leave and not module.check_mode
-            result["public"] = known_key(end, module, keygen, certain)
+            known["public"] = known_key(end, module, keygen, certain)
     except InstallError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
         denied = error.errno in {errno.EACCES, errno.EPERM}
         advice = " Run as the user whom the rig belongs to, or as root." if denied else ""
         module.fail_json(msg=f"{error.filename or end.folder}: {error.strerror}.{advice}")
-    module.exit_json(
-        changed=bool(steps),
-        changes=[step.in_words().partition("\n")[0] for step in steps],
-        **result,
-        before={**before, "name": end.name} if before else {},
-        leave=leave,
-        diff={
-            "before": "".join(f"{step.path}: {step.before}\n" for step in steps),
-            "after": "".join(f"{step.path}: {step.after}\n" for step in steps),
-        },
-    )
+    module.exit_json(before={**before, "name": end.name} if before else {}, leave=leave, **known, **result(steps))
 
 
 if __name__ == "__main__":
