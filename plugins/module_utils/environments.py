@@ -36,6 +36,8 @@ _NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
 _ID = re.compile(r"^[0-9a-f]{16}$")
 _MAY_CHANGE = (".lock",)  # uv's own lock file inside a venv, touched by every `uv pip list`
 _HASH_BLOCK_BYTES = 1 << 20
+# As many as pip's. uv's own 3 give an index 10 s to come back, these about 25 s (measured with uv 0.13.8).
+_HTTP_RETRIES = "5"
 
 
 class LockRefusedError(BuildError):
@@ -265,7 +267,9 @@ def _install(
 ) -> None:
     began = time.monotonic()
     cleaned = building.clean_environment(
-        environment, UV_CACHE_DIR=os.fspath(wish.cache_dir), UV_PYTHON_DOWNLOADS="never"
+        {"UV_HTTP_RETRIES": _HTTP_RETRIES, **environment},
+        UV_CACHE_DIR=os.fspath(wish.cache_dir),
+        UV_PYTHON_DOWNLOADS="never",
     )
     runner = building.Runner(cleaned, wish.home / LOG, lock_fd, began + wish.timeout_s)
     python = os.fspath(target / "bin" / "python")

@@ -632,6 +632,15 @@ def test_a_password_of_the_index_reaches_no_message(wish: Wish, tmp_path: Path) 
     assert "cannot reach https://me:***@h/simple and http://***@proxy:1" in str(caught.value)
 
 
+@pytest.mark.parametrize(("given", "used"), [({}, "5"), ({"UV_HTTP_RETRIES": "0"}, "0")])
+def test_an_index_that_is_away_for_some_seconds_is_asked_again(
+    wish: Wish, tmp_path: Path, given: dict[str, str], used: str
+) -> None:
+    telling = script(tmp_path / "uv", 'echo "asks again: $UV_HTTP_RETRIES"; exit 2')
+    with pytest.raises(BuildError, match=f"asks again: {used}\n"):
+        converge(dataclasses.replace(wish, uv=telling), environment=given)
+
+
 def test_the_python_of_a_virtual_environment_stands_for_its_base(wish: Wish) -> None:
     converge(dataclasses.replace(wish, python=sys.executable))
     assert str((wish.path / "bin/python").readlink()) == BASE
