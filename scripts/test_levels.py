@@ -26,6 +26,7 @@ import threading
 import time
 import urllib.request
 import xml.etree.ElementTree as ET
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -649,7 +650,8 @@ def e2e(extra: list[str]) -> Outcome:
 class Steps:
     """How long each step of a Molecule run took, and how much memory it needed, from the output as it comes.
 
-    `rows`: (step, seconds, MiB that were in use at most, beyond what was in use when the run began).
+    `rows`: (step, seconds, MiB that were in use at most, beyond what was in use when the run began). `failed`: the
+    lines up to where the first step failed.
     """
 
     _LINE = re.compile(r"➜ (\w+): (Executing|Executed: .*)$")
@@ -657,6 +659,8 @@ class Steps:
 
     def __init__(self, available_mib: float) -> None:
         self.rows: list[tuple[str, float, float]] = []
+        self.failed: list[str] = []
+        self._last: deque[str] = deque(maxlen=60)
         self._first_mib = self._least_mib = available_mib
         self._began_s: float | None = None
 
@@ -666,7 +670,11 @@ class Steps:
 
     def see(self, line: str, now_s: float) -> None:
         """Take note of a line of output."""
-        found = self._LINE.search(self._COLOUR.sub("", line).strip())
+        plain = self._COLOUR.sub("", line).rstrip()
+        self._last.append(plain)
+        found = self._LINE.search(plain)
+        if found and found[2].startswith("Executed: Failed") and not self.failed:
+            self.failed = list(self._last)
         if found and found[2] == "Executing":
             self._began_s, self._least_mib = now_s, self._first_mib
         elif found and self._began_s is not None:  # the recap at the end names each step again
@@ -686,8 +694,8 @@ def available_mib() -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def scenario(name: str, env: Mapping[str, str]) -> tuple[int, str]:
-    """Run one scenario with its output on ours; returns Molecule's exit code and what the steps took."""
+def scenario(name: str, env: Mapping[str, str]) -> tuple[int, Steps]:
+    """Run one scenario with its output on ours; returns Molecule's exit code and what became of the steps."""
     steps = Steps(available_mib())
     ended = threading.Event()
     read, write = os.pipe()
@@ -713,7 +721,7 @@ def scenario(name: str, env: Mapping[str, str]) -> tuple[int, str]:
         ended.set()
     for thread in threads:
         thread.join(PATIENCE_S)
-    return code, steps.in_words()
+    return code, steps
 
 
 def inventory_of(scenario: str) -> str:
@@ -757,10 +765,14 @@ def molecule(extra: list[str]) -> Outcome:
                 stop(process)
             raise
     for name, done in runs.items():
-        code, words = done.result()
+        code, steps = done.result()
         outcome.add(name, None if code == 0 else f"molecule ended with exit code {code}")
         beside = " (memory: with the scenario beside it)" if len(chosen) > 1 and at_once > 1 else ""
-        say(f"{name}: {words}{beside}")
+        say(f"{name}: {steps.in_words()}{beside}")
+    for name, done in runs.items():
+        # Once more at the end, which is what is left of the output where only its end is kept.
+        for line in done.result()[1].failed:
+            say(f"{name} failed: {line}")
     return outcome
 
 

@@ -194,6 +194,17 @@ def test_the_steps_of_a_scenario_are_measured() -> None:
     assert steps.in_words() == "5 s, 300 MiB: create 2 s 300 MiB, verify 3 s 0 MiB"
 
 
+def test_what_a_scenario_failed_of_is_kept_for_the_end() -> None:
+    steps = levels.Steps(available_mib=1000)
+    for number in range(100):
+        steps.see(f"  \x1b[31mline {number}\x1b[0m\n", 1.0)
+    steps.see("ERROR pod ➜ converge: Executed: Failed\n", 2.0)
+    steps.see("pod ➜ destroy: Executing\n", 3.0)
+    steps.see("pod ➜ converge: Executed: Failed (ansible-playbook ended with 2)\n", 4.0)
+    assert len(steps.failed) == 60
+    assert steps.failed[-2:] == ["  line 99", "ERROR pod ➜ converge: Executed: Failed"]
+
+
 def test_packages_of_servers_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[object] = []
     monkeypatch.setattr(levels, "run", lambda command, **_options: told.append(command) or (0, ""))
