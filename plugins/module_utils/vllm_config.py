@@ -24,9 +24,10 @@ DRAIN_S: Final = 30
 """Seconds in which requests may finish after a stop, --shutdown-timeout; with 0 vLLM cuts them off."""
 
 CPU_KV_BYTES: Final = "1G"
-# Of the role vllm's cpu_metadata: without it an engine of the processor's build can end where there is AMX.
-CPU_PLUGIN: Final = "gpurig_amx"
 """Key-value memory on the processor; without it vLLM takes 92 % of the machine's memory."""
+
+CPU_PLUGIN: Final = "gpurig_amx"
+"""Of the role vllm's cpu_metadata; without it an engine of the processor's build can end where there is AMX."""
 
 QUIET_ENDPOINTS: Final = "/health,/metrics"
 
