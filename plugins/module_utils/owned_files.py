@@ -152,7 +152,10 @@ def _held(seen: os.stat_result, owner: Owner) -> Owner:
 
 
 def plan_file(path: str, text: str, mode: int, owner: Owner, show: bool = False) -> list[Step]:
-    """Return the change that gives the file its text, mode and owner; `show` puts the text into the diff."""
+    """Return the change that gives the file its text, mode and owner; `show` puts the text into the diff.
+
+    Raises InstallError where there is a directory with files in it, which would be lost.
+    """
 
     def write() -> None:
         if Path(path).is_dir() and not Path(path).is_symlink():
@@ -163,6 +166,8 @@ def plan_file(path: str, text: str, mode: int, owner: Owner, show: bool = False)
     wanted = _describe("file", mode, owner)
     if seen is None:
         return [Step(path, "missing", f"{wanted}\n{text}" if show else wanted, write)]
+    if stat.S_ISDIR(seen.st_mode) and any(one.is_symlink() or not one.is_dir() for one in Path(path).rglob("*")):
+        raise InstallError(f"{path}: is a directory with files in it. Move it away, then run again.")
     had = read_own(path) if stat.S_ISREG(seen.st_mode) and seen.st_nlink <= 1 else None
     if had != text:
         before = f"{wanted}\n{had or ''}" if show else "other content"

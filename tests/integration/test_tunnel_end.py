@@ -127,6 +127,20 @@ def test_of_a_lost_private_half_the_public_one_is_still_known(near: Near) -> Non
     assert "look in its authorized_keys for a line with 'gpurig tunnel far'" in str(lost["warnings"])
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_a_directory_in_a_file_s_place_goes_only_without_files(near: Near, check: bool) -> None:
+    near.keyed()
+    (near.known_hosts / "deep").mkdir(parents=True)
+    theirs = near.known_hosts / "deep/notes"
+    theirs.write_text("mine", encoding="utf-8")
+    refused = near.pointed(check)
+    assert refused["msg"] == f"{near.known_hosts}: is a directory with files in it. Move it away, then run again."
+    assert theirs.read_text(encoding="utf-8") == "mine"
+    theirs.unlink()
+    assert near.pointed(check)["changed"]
+    assert near.known_hosts.is_dir() == check
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 def test_who_runs_the_tunnel_names_no_line_that_is_not_its_own(near: Near) -> None:
     """Root would take that line out of the authorized_keys of a node that this user names, too."""
@@ -191,7 +205,6 @@ def test_another_node_is_left_before_the_key_goes(near: Near) -> None:
     assert near.files() == before
     near.program.unlink()
     near.program.mkdir()
-    (near.program / "kept").write_text("", encoding="utf-8")
     near.folder.chmod(0o755)
     asked = near.keyed(leave_first=True, host="pod2")
     assert (asked["leave"], asked["changed"], near.folder.stat().st_mode & 0o777) == (True, True, 0o700)
