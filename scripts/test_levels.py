@@ -650,8 +650,8 @@ def e2e(extra: list[str]) -> Outcome:
 class Steps:
     """How long each step of a Molecule run took, and how much memory it needed, from the output as it comes.
 
-    `rows`: (step, seconds, MiB that were in use at most, beyond what was in use when the run began). `failed`: the
-    lines up to where the first step failed.
+    `rows`: (step, seconds, MiB that were in use at most, beyond what was in use when the run began). `why`: the
+    lines up to where the first step failed, else the last ones.
     """
 
     _LINE = re.compile(r"➜ (\w+): (Executing|Executed: .*)$")
@@ -659,7 +659,7 @@ class Steps:
 
     def __init__(self, available_mib: float) -> None:
         self.rows: list[tuple[str, float, float]] = []
-        self.failed: list[str] = []
+        self._failed: list[str] = []
         self._last: deque[str] = deque(maxlen=60)
         self._first_mib = self._least_mib = available_mib
         self._began_s: float | None = None
@@ -673,13 +673,18 @@ class Steps:
         plain = self._COLOUR.sub("", line).rstrip()
         self._last.append(plain)
         found = self._LINE.search(plain)
-        if found and found[2].startswith("Executed: Failed") and not self.failed:
-            self.failed = list(self._last)
+        if found and not self._failed and found[2].startswith("Executed: Failed"):
+            self._failed = list(self._last)
         if found and found[2] == "Executing":
             self._began_s, self._least_mib = now_s, self._first_mib
         elif found and self._began_s is not None:  # the recap at the end names each step again
             self.rows.append((found[1], now_s - self._began_s, self._first_mib - self._least_mib))
             self._began_s = None
+
+    @property
+    def why(self) -> list[str]:
+        """The lines in which the reason should be when the run failed."""
+        return self._failed or list(self._last)
 
     def in_words(self) -> str:
         """All of it in one line."""
@@ -771,7 +776,8 @@ def molecule(extra: list[str]) -> Outcome:
         say(f"{name}: {steps.in_words()}{beside}")
     for name, done in runs.items():
         # Once more at the end, which is what is left of the output where only its end is kept.
-        for line in done.result()[1].failed:
+        code, steps = done.result()
+        for line in steps.why if code else []:
             say(f"{name} failed: {line}")
     return outcome
 

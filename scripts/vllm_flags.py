@@ -99,7 +99,8 @@ def ask(python: str, cpu: bool) -> dict[str, Any]:
     """Return what the engine of this interpreter's environment says about itself."""
     environment = {**os.environ, "VLLM_TARGET_DEVICE": "cpu", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     if cpu:
-        environment["PYTHONPATH"] = str(METADATA)
+        # What lies in that folder goes to hosts: no bytecode of the plugin in it.
+        environment |= {"PYTHONPATH": str(METADATA), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run([python, "-c", ASK], env=environment, capture_output=True, text=True, check=False)
     lines = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
     if done.returncode or not lines:

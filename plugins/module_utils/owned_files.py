@@ -10,9 +10,8 @@ import errno
 import grp
 import os
 import pwd
-import shutil
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,23 +150,49 @@ def _held(seen: os.stat_result, owner: Owner) -> Owner:
     return Owner(seen.st_uid if owner.uid >= 0 else -1, seen.st_gid if owner.gid >= 0 else -1)
 
 
+def _walk(path: str) -> Iterator[tuple[str, list[str]]]:
+    """Yield each directory at and below `path`, the deepest first, and what is in it that is no directory."""
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    seen = lstat(path)
+    if seen is None or not stat.S_ISDIR(seen.st_mode):
+        return
+    for directory, names, files in os.walk(path, topdown=False, onerror=stop):
+        yield directory, files + [name for name in names if Path(directory, name).is_symlink()]
+
+
+def refuse_directory(path: str) -> None:
+    """Raise InstallError when a file cannot come to `path` without the loss of others: a directory has some in it."""
+    if any(others for _directory, others in _walk(path)):
+        raise InstallError(f"{path}: is a directory with files in it. Move it away, then run again.")
+
+
+def _clear(path: str) -> None:
+    try:
+        for directory, _others in _walk(path):
+            Path(directory).rmdir()
+    except OSError:
+        refuse_directory(path)
+        raise
+
+
 def plan_file(path: str, text: str, mode: int, owner: Owner, show: bool = False) -> list[Step]:
     """Return the change that gives the file its text, mode and owner; `show` puts the text into the diff.
 
-    Raises InstallError where there is a directory with files in it, which would be lost.
+    Raises InstallError, and so does the change, where there is a directory with files in it, which would be lost.
     """
 
     def write() -> None:
-        if Path(path).is_dir() and not Path(path).is_symlink():
-            shutil.rmtree(path)
+        _clear(path)
         write_text(path, text, mode, owner=(owner.uid, owner.gid))
 
     seen = lstat(path)
     wanted = _describe("file", mode, owner)
     if seen is None:
         return [Step(path, "missing", f"{wanted}\n{text}" if show else wanted, write)]
-    if stat.S_ISDIR(seen.st_mode) and any(one.is_symlink() or not one.is_dir() for one in Path(path).rglob("*")):
-        raise InstallError(f"{path}: is a directory with files in it. Move it away, then run again.")
+    refuse_directory(path)
     had = read_own(path) if stat.S_ISREG(seen.st_mode) and seen.st_nlink <= 1 else None
     if had != text:
         before = f"{wanted}\n{had or ''}" if show else "other content"

@@ -26,6 +26,7 @@ from .owned_files import (
     plan_file,
     plan_mark,
     read_own,
+    refuse_directory,
 )
 from .small_files import write_text
 
@@ -167,6 +168,12 @@ def plan_target(
     return steps + plan_file(end.target, f"{text}\n", PRIVATE_MODE, owner, show=True)
 
 
-def plan_folder(end: End, owner: Owner, ours: Owner, program: str, text: str) -> list[Step]:
-    """Return the changes that bring the program and the folder of the tunnels. Raises InstallError."""
+def plan_folder(end: End, owner: Owner, ours: Owner, program: str, text: str, secrets: str) -> list[Step]:
+    """Return the changes that bring the program and the folder of the tunnels.
+
+    Raises InstallError, also where plan_target could not put its files, `secrets` among them: that comes after an
+    earlier node has been left.
+    """
+    for path in filter(None, (end.known_hosts, end.target, secrets)):
+        refuse_directory(path)
     return plan_file(program, text, READABLE_MODE, ours) + plan_directory(end.folder, FOLDER_MODE, owner)

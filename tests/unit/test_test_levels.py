@@ -198,11 +198,11 @@ def test_what_a_scenario_failed_of_is_kept_for_the_end() -> None:
     steps = levels.Steps(available_mib=1000)
     for number in range(100):
         steps.see(f"  \x1b[31mline {number}\x1b[0m\n", 1.0)
+    assert (len(steps.why), steps.why[-1]) == (60, "  line 99"), "a run that was stopped says nothing more"
     steps.see("ERROR pod ➜ converge: Executed: Failed\n", 2.0)
     steps.see("pod ➜ destroy: Executing\n", 3.0)
     steps.see("pod ➜ converge: Executed: Failed (ansible-playbook ended with 2)\n", 4.0)
-    assert len(steps.failed) == 60
-    assert steps.failed[-2:] == ["  line 99", "ERROR pod ➜ converge: Executed: Failed"]
+    assert (len(steps.why), steps.why[-2:]) == (60, ["  line 99", "ERROR pod ➜ converge: Executed: Failed"])
 
 
 def test_packages_of_servers_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
