@@ -162,9 +162,7 @@ def plan(end: End, module: AnsibleModule, keygen: str, leave: bool) -> list[Step
     rig = params["rig"]
     ours, theirs = owners(rig.get("user", ""), rig.get("group", ""), must_exist=not module.check_mode)
     if params["state"] == "keyed":
-        steps = plan_folder(
-            end, theirs, ours, params["program"], params["program_text"], params["secrets_path"] or ""
-        )
+        steps = plan_folder(end, theirs, ours, params["program"], params["program_text"], params["secrets_path"] or "")
         return steps if leave else steps + plan_key(end, theirs, params["comment"], keygen, lambda: module.tmpdir)
     secrets = None if params["secrets"] is None else (params["secrets_path"], params["secrets"])
     target = {**params["target"], "host": params["host"], "user": params["user"]}
